@@ -1,0 +1,45 @@
+"""The contract every exporter keeps: write a file, and run that very file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from lighten.core.cost import Target
+from lighten.core.method import Compressed
+from lighten.core.model import Model
+
+
+@dataclass(frozen=True)
+class Export:
+    """One exported file. operators: counts of what the runtime really executes after its own optimization, keys such as
+    "Conv:int8" or "MatMul:fp32". parity_max_abs: largest difference from the torch graph on the parity inputs, output's unit.
+    """
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    operators: dict[str, int] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """An exported file loaded in its runtime; callable with the batch's inputs (a core.data.Runner)."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The outputs, float32 on the CPU, in the exported order."""
+
+
+class Exporter(Protocol):
+    """name is the catalog key and the value of Target.runtime."""
+
+    name: str
+
+    def write_float(self, model: Model, path: Path) -> Export:
+        """Writes the original network."""
+
+    def write(self, compressed: Compressed, path: Path) -> Export:
+        """Writes the compressed network."""
+
+    def open(self, path: Path, target: Target) -> Session:
+        """Loads a written file in the real runtime."""

@@ -1,0 +1,64 @@
+"""The contract every compression method keeps, and the card that says what it is.
+
+A method works in two steps, because a search asks for many plans and must pay for the data only once: `prepare` goes through the
+calibration data, `realize` carries out a plan on what was learned.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import fx
+
+from lighten.core.data import Data
+from lighten.core.graph import Graph
+from lighten.core.model import Model
+from lighten.core.plan import Plan
+from lighten.core.run import Run
+from lighten.core.spec import Spec
+
+
+@dataclass(frozen=True)
+class Card:
+    """name: the catalog key. title: one line. paper: author, year, identifier. needs_data: True when it calibrates."""
+
+    name: str
+    title: str
+    paper: str
+    needs_data: bool
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A method's result. graph: the network with integer weights and quantize/dequantize nodes, runs in torch. plan: what each site
+    became. sites: per site facts for the report, JSON data.
+    """
+
+    graph: fx.GraphModule
+    plan: Plan
+    model: Model
+    sites: dict[str, dict[str, float]]
+
+
+class Prepared(Protocol):
+    """A method that knows its data."""
+
+    def proposals(self) -> tuple[Plan, ...]:
+        """Complete plans worth trying, the most promising first."""
+
+    def gentler(self, site: str, spec: Spec) -> Spec:
+        """The next spec towards float for this site; Keep() at the end."""
+
+    def realize(self, plan: Plan, *, repair: bool = True) -> Compressed:
+        """The network with every site as the plan says. repair: False skips what only improves accuracy (for quick estimates).
+
+        Raises UnfitError, before any work, when a site cannot take its spec.
+        """
+
+
+class Method(Protocol):
+    """A frozen dataclass whose fields are its knobs."""
+
+    card: ClassVar[Card]
+
+    def prepare(self, model: Model, graph: Graph, *, data: Data, run: Run) -> Prepared:
+        """Goes through the calibration data once."""

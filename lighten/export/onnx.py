@@ -1,0 +1,171 @@
+"""ONNX files, and ONNX Runtime to run them.
+
+A compressed graph reaches ONNX in three steps: rewrites on the torch graph that give integer operators a form ONNX can say
+(lower.py), torch.onnx.export, and tidying of the file so that the runtime recognises every integer pattern (tidy.py).
+"""
+
+import copy
+import hashlib
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lighten.core.cost import Target
+from lighten.core.errors import InputError, UnfitError
+from lighten.core.export import Export
+from lighten.core.method import Compressed
+from lighten.core.model import Model
+from lighten.engine.files import write_atomic
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+_INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QMoE", "MatMulNBits")
+_WITHOUT_WORK = ("QuantizeLinear", "DequantizeLinear", "Constant")
+
+
+class OnnxExporter:
+    """Writes ONNX (opset 20) and runs it in ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+
+    def write_float(self, model: Model, path: Path) -> Export:
+        """The original network in float32. Raises UnfitError when an operator has no ONNX form."""
+        return _write(model.module, model, path)
+
+    def write(self, compressed: Compressed, path: Path) -> Export:
+        """The compressed network, integer weights as int8. Raises UnfitError when an operator has no ONNX form."""
+        from lighten.export.lower import lower
+
+        return _write(lower(copy.deepcopy(compressed.graph)), compressed.model, path)
+
+    def open(self, path: Path, target: Target) -> "OnnxSession":
+        """Loads a file. Raises InputError when ONNX Runtime refuses it."""
+        return OnnxSession(path, target.threads)
+
+    def operators(self, path: Path) -> dict[str, int]:
+        """What ONNX Runtime really executes, counted after its own graph optimization: {"Conv:int8": 49, "Add:fp32": 1}."""
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            OnnxSession(path, 1, optimized=optimized)
+            return _count(_load(optimized))
+
+
+class OnnxSession:
+    """A loaded file; callable with torch tensors in input order."""
+
+    def __init__(self, path: Path, threads: int, *, optimized: Path | None = None) -> None:
+        ort = _runtime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises types of its own, private ones among them
+            raise InputError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        self.input_names = tuple(entry.name for entry in self._session.get_inputs())
+        self.output_names = tuple(entry.name for entry in self._session.get_outputs())
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Runs one batch; a tensor for one output, else a tuple."""
+        feed = {name: np.ascontiguousarray(value.numpy()) for name, value in zip(self.input_names, inputs, strict=True)}
+        try:
+            outputs = [torch.from_numpy(np.asarray(value)) for value in self._session.run(None, feed)]
+        except Exception as error:  # as above: the runtime's own exception types
+            raise InputError(f"ONNX Runtime refused the input: {str(error).splitlines()[0]}") from error
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _write(module: nn.Module, model: Model, path: Path) -> Export:
+    from lighten.export.tidy import tidy
+
+    proto = _convert(module, model)
+    tidy(proto)
+    data = proto.SerializeToString()
+    write_atomic(path, data)
+    return Export(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
+    from lighten.export.lower import translations
+
+    example = tuple(value.clone() for value in model.example)
+    shapes = tuple({dim: torch.export.Dim.AUTO for dim in dims} for dims in model.origin.dynamic) or None
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(model.input_names),
+                output_names=list(model.output_names),
+                custom_translation_table=translations(),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever the translation of an operator raises
+        reason = next((line for line in str(error.__cause__ or error).splitlines() if line.strip()), type(error).__name__)
+        raise UnfitError(f"The network cannot be written as ONNX: {reason.strip()[:300]}") from error
+    if exported is None:
+        raise UnfitError("The network cannot be written as ONNX: the exporter gave nothing.")
+    return exported.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress lines and torchvision warnings say nothing a user can act on."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError("ONNX Runtime is not installed.", hint="pip install onnxruntime") from error
+    return onnxruntime
+
+
+def _load(path: Path) -> "onnx.ModelProto":
+    import onnx
+
+    return onnx.load(str(path))
+
+
+def _count(proto: "onnx.ModelProto") -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for node in proto.graph.node:
+        if node.op_type not in _WITHOUT_WORK:
+            is_integer = node.op_type.startswith(_INTEGER)
+            counts[f"{_plain(node.op_type)}:{'int8' if is_integer else 'fp32'}"] += 1
+        else:
+            counts[node.op_type] += 1
+    return dict(sorted(counts.items()))
+
+
+def _plain(op_type: str) -> str:
+    """QLinearConv -> Conv, MatMulIntegerToFloat -> MatMul: the operator whatever its number format."""
+    for prefix in ("QLinear", "DynamicQuantize"):
+        if op_type.startswith(prefix) and len(op_type) > len(prefix):
+            op_type = op_type[len(prefix) :]
+    names = {"QGemm": "Gemm", "MatMulIntegerToFloat": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv"}
+    return names.get(op_type, "Quantize" if op_type == "Linear" else op_type)

@@ -1,0 +1,76 @@
+"""Bias correction: rounding weights and activations shifts the mean of a layer's output; its bias takes the shift back.
+
+Nagel et al. 2019, arXiv:1906.04721, section 4.2 (the empirical form), done in sequence: a layer is corrected on inputs that already
+carry the errors and corrections of the layers before it, and all layers are corrected in one pass of the quantized graph.
+
+Dimension key: B examples, O output channels, S everything else.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lighten.analyze.trace import set_tensor, tensor_of
+from lighten.core.graph import Site
+
+CORRECTABLE = ("conv1d", "conv2d", "conv3d", "linear")
+
+
+def channel_means(value: Tensor, kind: str) -> Tensor:
+    """Mean of each output channel of a convolution (dimension 1) or linear layer (last dimension), shape O, float64."""
+    channel = value.dim() - 1 if kind == "linear" else 1
+    return value.double().mean(dim=[dim for dim in range(value.dim()) if dim != channel])
+
+
+@torch.no_grad()
+def observe_means(graph: fx.GraphModule, sites: Mapping[str, Site], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The float graph's channel means on `inputs` at the nodes named in `sites`."""
+    observer = _Means(graph, sites)
+    observer.run(*inputs)
+    return observer.means
+
+
+@torch.no_grad()
+def correct_biases(
+    quantized: fx.GraphModule, sites: Mapping[str, Site], means: Mapping[str, Tensor], inputs: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """Changes the biases in `quantized` in place; returns the shift of each site, shape O, in its output's unit.
+
+    sites: by node name, those to correct. means: by node name, the float graph's channel means on the same `inputs`.
+    """
+    corrector = _Corrector(quantized, sites, means)
+    corrector.run(*inputs)
+    return corrector.shifts
+
+
+class _Means(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
+        super().__init__(module)
+        self._sites = sites
+        self.means: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._sites:
+            self.means[n.name] = channel_means(result, self._sites[n.name].kind)
+        return result
+
+
+class _Corrector(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, sites: Mapping[str, Site], means: Mapping[str, Tensor]) -> None:
+        super().__init__(module)
+        self._graph, self._sites, self._means = module, sites, means
+        self.shifts: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        site = self._sites.get(n.name)
+        if site is None or site.bias is None or n.name not in self._means:
+            return result
+        shift_O = (self._means[n.name] - channel_means(result, site.kind)).to(result.dtype)
+        set_tensor(self._graph, site.bias, tensor_of(self._graph, site.bias).detach() + shift_O)
+        self.shifts[site.name] = shift_O
+        shape = [-1] if site.kind == "linear" else [-1] + [1] * (result.dim() - 2)
+        return result + shift_O.reshape(shape)

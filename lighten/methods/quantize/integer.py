@@ -1,0 +1,218 @@
+"""Eight-bit integers: weights per channel, activations per tensor.
+
+The float graph runs once over the calibration data; everything after that - ranges, codes, a new plan - needs no forward pass but
+the one that corrects biases.
+
+Dimension key: O output channels, K everything else.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lighten.analyze.trace import set_tensor, tensor_of
+from lighten.core.data import Batch, Data
+from lighten.core.errors import InputError
+from lighten.core.graph import Graph, Site
+from lighten.core.method import Card, Compressed
+from lighten.core.model import Model
+from lighten.core.plan import Plan
+from lighten.core.run import Run
+from lighten.core.spec import Keep, Quant, Spec
+from lighten.methods.quantize import annotate, sites
+from lighten.methods.quantize.bias import CORRECTABLE, correct_biases, observe_means
+from lighten.methods.quantize.observe import (
+    fastest_layout,
+    from_tensors,
+    observe,
+    to_tensors,
+)
+from lighten.methods.quantize.store import store
+from lighten.ops.grids import affine, quantize_rows, symmetric_scale
+from lighten.ops.ranges import RANGES, Seen, percentile
+
+_BATCH = 16
+_CORRECTION_BATCH = 32
+_WEIGHT_RANGES = ("minmax", "mse")
+_ACTIVATIONS = (8, "dynamic", "float")
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Post-training int8.
+
+    bits: 8, of weights and activations. weights: 8. activations: 8 (static ranges from calibration), "dynamic" (ranges of each
+    input, linear layers only), "float" (weights are stored in int8, computation stays in float), or None: what suits the network.
+    ranges: of activations; "minmax", "moving_average", "percentile", "mse" or "entropy". percentile: kept share in percent, in
+    (50, 100], for ranges="percentile". weight_ranges: "minmax" or "mse". bias_correction: shift biases so that channel means stay.
+    samples: calibration examples, at least 1.
+    """
+
+    bits: int = 8
+    weights: int = 8
+    activations: int | str | None = None
+    ranges: str = "minmax"
+    percentile: float = 99.99
+    weight_ranges: str = "mse"
+    bias_correction: bool = True
+    samples: int = 128
+
+    card: ClassVar[Card] = Card(
+        name="quantize",
+        title="Post-training int8 quantization with calibrated ranges and bias correction",
+        paper="Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295",
+        needs_data=True,
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("bits", self.bits, (8,))
+        _one_of("weights", self.weights, (8,))
+        _one_of("activations", self.activations, (None, *_ACTIVATIONS))
+        _one_of("ranges", self.ranges, tuple(RANGES))
+        _one_of("weight_ranges", self.weight_ranges, _WEIGHT_RANGES)
+        _one_of("bias_correction", self.bias_correction, (True, False))
+        if not isinstance(self.percentile, int | float) or not 50 < self.percentile <= 100:
+            raise InputError(f"percentile must be in (50, 100]. Got {self.percentile!r}.")
+        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
+            raise InputError(f"samples must be an integer >= 1. Got {self.samples!r}.")
+
+    def prepare(self, model: Model, graph: Graph, *, data: Data, run: Run) -> "Calibrated":
+        """Observes every tensor that any plan could quantize: one float forward pass over `samples` examples."""
+        graph = Graph(_in_fastest_layout(graph), graph.sites)
+        everything = Plan({site.name: _static(site) for site in graph.sites if sites.takes(site, _static(site))})
+        num_samples = min(self.samples, len(data.calibration))
+        batches = list(data.calibration.batches(_BATCH, num_samples))
+
+        def see() -> dict[str, Tensor]:
+            tracked = run.progress.track(batches, what="calibrating", total=len(batches))
+            watched = sites.tensors(graph, everything)
+            return to_tensors(observe(graph.module, watched, tracked, num_batches=len(batches), seed=run.seed))
+
+        seen = from_tensors(run.memory.remember_tensors(f"seen-{num_samples}", see))
+        run.ledger.note("calibrate", examples=num_samples, tensors=len(seen))
+        return Calibrated(self, model, graph, seen, tuple(batches[: _CORRECTION_BATCH // _BATCH]))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A network whose tensors are known: any plan for it can now be carried out in seconds."""
+
+    method: Quantize
+    model: Model
+    graph: Graph
+    seen: Mapping[str, Seen]
+    batches: tuple[Batch, ...] = field(repr=False)
+
+    def proposals(self) -> tuple[Plan, ...]:
+        """Every site that can be int8. Where the user leaves the activations open: static ranges and, for networks of linear layers
+        on sequences, dynamic ones first (a single static range fits the outliers of a transformer badly)."""
+        wanted = self.method.activations
+        kinds = [site.kind for site in self.graph.sites if site.weights]
+        is_transformer = kinds.count("linear") > len(kinds) / 2 and "embedding" in kinds
+        modes = (wanted,) if wanted is not None else ("dynamic", 8) if is_transformer else (8,)
+        return tuple(self._everything(mode) for mode in modes)
+
+    def gentler(self, site: str, spec: Spec) -> Spec:
+        """int8 computation becomes int8 storage where the site has weights, storage becomes float."""
+        by_name = {site.name: site for site in self.graph.sites}
+        stored = Quant(activations=None)
+        return stored if spec != stored and sites.takes(by_name[site], stored) else Keep()
+
+    def realize(self, plan: Plan, *, repair: bool = True) -> Compressed:
+        """The network in which each site is as the plan says; repair corrects the biases."""
+        sites.check(self.graph, plan)
+        rows, errors = self._rows(plan)
+        grids = {name: affine(*self._range(self.seen[name])) for name in sites.tensors(self.graph, plan)}
+        module = annotate.insert(self.graph, plan, grids, rows)
+        store(module, self.graph, plan, rows)
+        if repair and self.method.bias_correction:
+            self._correct(module, plan)
+        _make_contiguous(module)
+        return Compressed(module, plan, self.model, errors)
+
+    def _everything(self, activations: int | str) -> Plan:
+        specs = {site.name: _preferred(site, activations) for site in self.graph.sites}
+        return Plan({name: spec for name, spec in specs.items() if spec is not None})
+
+    def _rows(self, plan: Plan) -> tuple[dict[str, annotate.Rows], dict[str, dict[str, float]]]:
+        rows: dict[str, annotate.Rows] = {}
+        errors: dict[str, dict[str, float]] = {}
+        for site in self.graph.sites:
+            spec = plan.spec(site.name)
+            if type(spec) is not Quant or spec.weights is None:
+                continue
+            for name in site.weights:
+                rows[name], errors[site.name] = self._encode(name, site)
+        return rows, errors
+
+    def _encode(self, name: str, site: Site) -> tuple[annotate.Rows, dict[str, float]]:
+        weight = tensor_of(self.graph.module, name).detach()
+        # a transposed convolution holds its output channels in dimension 1
+        dim = 1 if site.kind.startswith("conv_transpose") else 0
+        rows_OK = weight.transpose(0, dim).reshape(weight.shape[dim], -1)
+        scale_O = symmetric_scale(rows_OK, ranges=self.method.weight_ranges)
+        codes_OK = quantize_rows(rows_OK, scale_O)
+        noise = (codes_OK * scale_O[:, None] - rows_OK).square().sum()
+        sqnr = 10 * torch.log10(rows_OK.square().sum() / noise.clamp_min(1e-30))
+        moved = [weight.shape[dim], *(size for index, size in enumerate(weight.shape) if index != dim)]
+        codes = codes_OK.reshape(weight.transpose(0, dim).shape) if dim else codes_OK.reshape(moved)
+        # a copy in the weight's own memory layout
+        codes = torch.empty_like(weight, dtype=torch.int8).copy_(codes.transpose(0, dim))
+        return annotate.Rows(codes, scale_O, dim), {"weight_sqnr_db": float(sqnr)}
+
+    def _range(self, seen: Seen) -> tuple[float, float]:
+        choose: Callable[[Seen], tuple[float, float]] = RANGES[self.method.ranges]
+        return (partial(percentile, percent=self.method.percentile) if self.method.ranges == "percentile" else choose)(seen)
+
+    def _correct(self, module: Any, plan: Plan) -> None:
+        static = {node.name: site for site, node in sites.statics(self.graph, plan) if site.kind in CORRECTABLE and site.bias}
+        if not static or not self.batches:
+            return
+        inputs = tuple(fastest_layout(value) for value in _joined(self.batches))
+        means = observe_means(self.graph.module, static, inputs)
+        correct_biases(module, static, means, inputs)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        raise InputError(f"quantize: {name} must be one of {', '.join(map(repr, allowed))}. Got {value!r}.")
+
+
+def _static(site: Site) -> Quant:
+    return Quant(weights=8 if site.weights else None)
+
+
+def _preferred(site: Site, activations: int | str) -> Quant | None:
+    """The strongest spec of this kind that the site can take: computed in integers, else stored in them."""
+    stored = Quant(activations=None)
+    choices = {8: [_static(site), stored], "dynamic": [Quant(dynamic=True), stored], "float": [stored]}[activations]
+    return next((spec for spec in choices if sites.takes(site, spec)), None)
+
+
+def _joined(batches: tuple[Batch, ...]) -> tuple[Tensor, ...]:
+    """The batches as one, where their shapes allow it; else the first."""
+    first = batches[0].inputs
+    if any(value.shape[1:] != other.shape[1:] for batch in batches for value, other in zip(batch.inputs, first, strict=True)):
+        return first
+    return tuple(torch.cat(values) for values in zip(*(batch.inputs for batch in batches), strict=True))
+
+
+def _make_contiguous(module: torch.fx.GraphModule) -> None:
+    """So that the graph computes bit for bit what it computes after being saved and loaded."""
+    for name, value in list(module.named_buffers()):
+        if not value.is_contiguous():
+            set_tensor(module, name, value.contiguous())
+
+
+def _in_fastest_layout(graph: Graph) -> torch.fx.GraphModule:
+    """A copy whose image convolutions hold their weights channels-last, which the CPU kernels want."""
+    module = copy.deepcopy(graph.module)
+    for site in graph.sites:
+        for name in site.weights:
+            set_tensor(module, name, fastest_layout(tensor_of(module, name).detach()))
+    return module

@@ -1,0 +1,119 @@
+"""Which tensors a site reads and gives, and which specs each kind of site can take.
+
+A tensor is named by the graph node that makes it. Padding with zeros in front of a convolution is looked through: zero is on
+every grid, so quantizing before the padding is the same, and runtimes can then fold the padding into the convolution.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from lighten.core.errors import UnfitError
+from lighten.core.graph import Graph, Site
+from lighten.core.plan import Plan
+from lighten.core.recipe import refuse_unknown
+from lighten.core.spec import Keep, Quant, Spec
+
+aten = torch.ops.aten
+
+STATIC = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "add", "mul", "concat", "average_pool")
+DYNAMIC = ("linear",)
+WEIGHTS_ONLY = (
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "embedding", "lstm", "gru",
+)  # fmt: skip
+_QUANTIZED_OUTPUT = ("conv1d", "conv2d", "conv3d", "add", "mul", "concat", "average_pool")
+_FUSED = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
+_PADS = (aten.pad.default, aten.constant_pad_nd.default)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A tensor read by a node: producer.name is the tensor's name, reader the node whose argument it is."""
+
+    producer: fx.Node
+    reader: fx.Node
+
+
+def check(graph: Graph, plan: Plan) -> None:
+    """Raises InputError for a site that does not exist and UnfitError for one that cannot take its spec."""
+    by_name = {site.name: site for site in graph.sites}
+    for name, spec in plan.items():
+        refuse_unknown("site", name, by_name)
+        _check_site(by_name[name], spec)
+
+
+def takes(site: Site, spec: Spec) -> bool:
+    """True when the site's kind can become `spec`."""
+    if type(spec) is Keep:
+        return True
+    if spec.activations is None:
+        return site.kind in WEIGHTS_ONLY and bool(site.weights)
+    if spec.weights is not None and not site.weights:
+        return False
+    if spec.weights is None and site.weights:
+        return False
+    return site.kind in (DYNAMIC if spec.dynamic else STATIC)
+
+
+def inputs(node: fx.Node, kind: str) -> Iterator[Edge]:
+    """The activations that the site's node reads."""
+    if kind == "concat":
+        arguments = list(node.args[0])  # type: ignore[arg-type]
+    else:
+        arguments = list(node.args[: 2 if kind in ("matmul", "add", "mul") else 1])
+    for argument in arguments:
+        if not isinstance(argument, fx.Node) or argument.op == "get_attr":
+            continue
+        reader = node
+        while _is_zero_pad(argument):
+            reader, argument = argument, argument.args[0]
+        yield Edge(argument, reader)
+
+
+def output(node: fx.Node, kind: str) -> fx.Node | None:
+    """The node whose result is quantized when the site runs in integers: the clipping activation behind it, or itself.
+
+    None for a site whose result stays in float (a linear layer dequantizes its accumulator).
+    """
+    if kind not in _QUANTIZED_OUTPUT:
+        return None
+    users = list(node.users)
+    if kind in ("conv1d", "conv2d", "conv3d", "add") and len(users) == 1 and users[0].target in _FUSED:
+        return users[0]
+    return node
+
+
+def statics(graph: Graph, plan: Plan) -> Iterator[tuple[Site, fx.Node]]:
+    """The sites whose activations are quantized with fixed ranges, and their nodes."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    for site in graph.sites:
+        spec = plan.spec(site.name)
+        if type(spec) is Quant and spec.activations is not None and not spec.dynamic:
+            yield site, nodes[site.node]
+
+
+def tensors(graph: Graph, plan: Plan) -> set[str]:
+    """Names of the tensors whose range must be known before the plan can be carried out."""
+    names: set[str] = set()
+    for site, node in statics(graph, plan):
+        names |= {edge.producer.name for edge in inputs(node, site.kind)}
+        end = output(node, site.kind)
+        names |= {end.name} if end is not None else set()
+    return names
+
+
+def _is_zero_pad(node: fx.Node) -> bool:
+    mode_and_value = [value for value in node.args[2:] if value != "constant"]
+    return node.target in _PADS and len(node.users) == 1 and not any(mode_and_value)
+
+
+def _check_site(site: Site, spec: Spec) -> None:
+    if takes(site, spec):
+        return
+    able = [name for name, kinds in (("static", STATIC), ("dynamic", DYNAMIC), ("weights only", WEIGHTS_ONLY)) if site.kind in kinds]
+    raise UnfitError(
+        f"{site.name} ({site.kind}) cannot become {spec}.",
+        hint=f"It can be kept{''.join(f', or int8 ({name})' for name in able)}; weightless sites take weights=None.",
+    )
