@@ -19,9 +19,9 @@ MAX_EXAMPLES = 50
 
 @dataclass(frozen=True)
 class Change:
-    """One example. index: its position in the split. original, compressed, target: class names, or values for tasks without classes;
-    target is None without labels. lost: how far the probability of the original's class fell, in [-1, 1]; without classes, the distance
-    between the two values.
+    """One example. index: its position in the split. original, compressed, target: class names, or values for tasks without
+    classes; target is None without labels. lost: how far the probability of the original's class fell, in [-1, 1]; without
+    classes, the distance between the two values.
     """
 
     index: int
@@ -33,8 +33,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Flips:
-    """num_changed: predictions that differ, None for tasks without classes. classes: by class name the counts `num_examples`,
-    `changed`, `right_to_wrong` and `wrong_to_right`. examples: the changed ones (without classes: all), worst first, at most 50.
+    """num_changed: predictions that differ, None for tasks without classes. classes: by class name the counts
+    `num_examples`, `changed`, `right_to_wrong` and `wrong_to_right`. examples: the changed ones (without classes: all),
+    worst first, at most 50.
 
     Classes are those of the labels; where there are none, the original's predictions stand in for them.
     """
@@ -62,7 +63,10 @@ def find_flips(original: Predictions, compressed: Predictions, *, labels: Sequen
 
 
 def _name(number: int, labels: Sequence[str]) -> str:
-    return labels[number] if number < len(labels) else str(number)
+    """The class's name, with its number where it has none or shares it (ImageNet has two classes named "crane")."""
+    if number >= len(labels):
+        return str(number)
+    return labels[number] if labels.count(labels[number]) == 1 else f"{labels[number]} ({number})"
 
 
 def _by_class(before_N: Array, after_N: Array, truth_N: Array, *, labels: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -96,7 +100,9 @@ def _changed(original: Predictions, compressed: Predictions, *, labels: Sequence
 
 
 def _moved(original: Predictions, compressed: Predictions) -> tuple[Change, ...]:
-    """The examples whose value moved most; the loss a token for language models, the length of the output for several columns."""
+    """The examples whose value moved most; the loss a token for language models, the length of the output for several
+    columns.
+    """
     before_N, after_N, distance_N = _single_values(original, compressed)
     targets = original.targets if original.targets is not None and original.targets.ndim == 1 else None
     rows = np.argsort(-distance_N, kind="stable")[:MAX_EXAMPLES]

@@ -15,8 +15,9 @@ from lighten.evaluate.predictions import Array
 
 NUM_RESAMPLES = 10_000
 
-# Tango's interval at a nominal 95 % covers as little as 92.9 %. At a nominal 97 % its coverage, enumerated over every outcome for
-# n = 10 to 5,000, up to 80 expected disagreements and every split of them, is never below 95 % (tests/evaluate/test_intervals.py).
+# Tango's interval at a nominal 95 % covers as little as 92.9 %. At a nominal 97 % its coverage, enumerated over every
+# outcome for n = 10 to 5,000, up to 80 expected disagreements and every split of them, is never below 95 %
+# (tests/evaluate/test_intervals.py).
 _TANGO_Z = NormalDist().inv_cdf(0.985)
 
 _CHUNK_CELLS = 2**21  # resample counts held at once: 16 MiB of float64
@@ -30,10 +31,10 @@ def paired_score_interval(lost: float, gained: float, num_examples: float) -> tu
     Returns (low, high) of (lost - gained) / num_examples in [-1, 1]; it covers the true drop at least 95 % of the time from 10
     examples on. Without any disagreement it is about +-4.7 / num_examples, not zero.
 
-    Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design", Statistics
-    in Medicine 17:891, equations for the score statistic. The conditional exact interval (Clopper and Pearson on the split of the
-    disagreements, Newcombe 1998, Statistics in Medicine 17:2635) is not used: it takes their number as known, so where nearly all
-    of them are losses it covers the drop as little as 26 % of the time.
+    Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+    Statistics in Medicine 17:891, equations for the score statistic. The conditional exact interval (Clopper and Pearson on
+    the split of the disagreements, Newcombe 1998, Statistics in Medicine 17:2635) is not used: it takes their number as
+    known, so where nearly all of them are losses it covers the drop as little as 26 % of the time.
     """
     observed = (lost - gained) / num_examples
 
@@ -46,7 +47,9 @@ def paired_score_interval(lost: float, gained: float, num_examples: float) -> tu
 
 
 def _tango_statistic(lost: float, gained: float, num_examples: float, *, drop: float) -> float:
-    """Standard deviations between the observed drop and `drop`, the variance taken at the likelihood's best fit under `drop`."""
+    """Standard deviations between the observed drop and `drop`, the variance taken at the likelihood's best fit under
+    `drop`.
+    """
     b = (2 * num_examples - lost + gained) * drop - lost - gained
     c = -gained * drop * (1 - drop)
     gained_rate = (math.sqrt(max(b * b - 8 * num_examples * c, 0.0)) - b) / (4 * num_examples)
@@ -68,12 +71,12 @@ def bootstrap_interval(
 ) -> tuple[float, float, int]:
     """Paired bootstrap of the drop: (low, high, number of resamples).
 
-    The same examples are drawn, with replacement, for both networks. The percentiles are widened for small sets, 2.5 % becoming
-    Phi(-sqrt(n / (n - 1)) t), t of n - 1 degrees of freedom (Hesterberg 2015, "What Teachers Should Know About the Bootstrap",
-    doi 10.1080/00031305.2015.1089789, section 5.3). Resamples on which the metric is undefined are left out.
-    Known limits: where every example gives both networks the same value the interval has no width; neighbouring windows of one text
-    are not independent, so a perplexity's interval is somewhat too narrow.
-    Raises InputError for fewer than two examples or where fewer than half of the resamples define the metric.
+    The same examples are drawn, with replacement, for both networks. The percentiles are widened for small sets, 2.5 %
+    becoming Phi(-sqrt(n / (n - 1)) t), t of n - 1 degrees of freedom (Hesterberg 2015, "What Teachers Should Know About the
+    Bootstrap", doi 10.1080/00031305.2015.1089789, section 5.3). Resamples on which the metric is undefined are left out.
+    Known limits: where every example gives both networks the same value the interval has no width; neighbouring windows of
+    one text are not independent, so a perplexity's interval is somewhat too narrow. Raises InputError for fewer than two
+    examples or where fewer than half of the resamples define the metric.
     """
     num_examples = len(original)
     if num_examples < 2:
@@ -127,4 +130,4 @@ def _student_t(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return float(z + sum(term / freedom**power for power, term in enumerate(terms, start=1)))

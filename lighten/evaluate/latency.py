@@ -1,8 +1,8 @@
 """How long a call takes, two or more networks interleaved in one run.
 
-Machines drift: clocks change, neighbours come and go. Figures from separate runs therefore do not compare. Here every round times each
-network once, in a changing order, so drift falls on all of them alike, and the first one is timed a second time under no other
-difference than its place in the order: the ratio of its two medians is the noise that any claim must exceed.
+Machines drift: clocks change, neighbours come and go. Figures from separate runs therefore do not compare. Here every round
+times each network once, in a changing order, so drift falls on all of them alike, and the first one is timed a second time
+under no other difference than its place in the order: the ratio of its two medians is the noise that any claim must exceed.
 """
 
 import math
@@ -17,13 +17,14 @@ from lighten.core.errors import InputError
 Call = Callable[[], object]
 _SHORTEST_SAMPLE_SECONDS = 1e-3  # far above the clock's own cost and step
 _FEWEST_ROUNDS = 3
+_FEWEST_TO_CLAIM = 6  # 1 / 2^6 is below 2.5 %
 _NUM_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call. count: samples. repeats: calls averaged in one sample, above 1 only for calls below 1 ms; then p95 is that of
-    the averages, which hides single slow calls.
+    """Milliseconds a call. count: samples. repeats: calls averaged in one sample, above 1 only for calls below 1 ms; then
+    p95 is that of the averages, which hides single slow calls.
     """
 
     p50_ms: float
@@ -36,8 +37,8 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timing:
-    """latencies: by name. samples_ms: by name, one a round; round i of every name ran back to back. noise_ratio: the median of the
-    first name's second timing over its first, 1 when the machine is quiet.
+    """latencies: by name. samples_ms: by name, one a round; round i of every name ran back to back. noise_ratio: the median
+    of the first name's second timing over its first, 1 when the machine is quiet.
     """
 
     latencies: dict[str, Latency]
@@ -45,7 +46,9 @@ class Timing:
     noise_ratio: float
 
     def ratio_interval(self, name: str, other: str) -> tuple[float, float]:
-        """95 % interval of median(name) / median(other): rounds are resampled, both names together (2,000 resamples, seed 0)."""
+        """95 % interval of median(name) / median(other): rounds are resampled, both names together (2,000 resamples, seed
+        0).
+        """
         times, other_times = np.asarray(self.samples_ms[name]), np.asarray(self.samples_ms[other])
         generator = np.random.default_rng(0)
         drawn = (generator.integers(len(times), size=len(times)) for _ in range(_NUM_RESAMPLES))
@@ -54,8 +57,10 @@ class Timing:
         return float(low), float(high)
 
     def is_faster(self, name: str, other: str) -> bool:
-        """True when the whole interval of the ratio lies below 1."""
-        return self.ratio_interval(name, other)[1] < 1
+        """True when the whole interval of the ratio lies below 1, from at least 6 rounds: with fewer, every round may favour one
+        of two equal names by chance more often than 1 time in 40.
+        """
+        return len(self.samples_ms[name]) >= _FEWEST_TO_CLAIM and self.ratio_interval(name, other)[1] < 1
 
 
 def time_interleaved(
@@ -67,8 +72,9 @@ def time_interleaved(
     max_seconds: float = 60.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Times calls without arguments. rounds: at least so many samples each. warmup: untimed calls each. min_seconds: measured at
-    least so long for each name. max_seconds: no further round begins after it, though never fewer than 3 are made.
+    """Times calls without arguments. rounds: at least so many samples each. warmup: untimed calls each. min_seconds:
+    measured at least so long for each name. max_seconds: no further round begins after it, though never fewer than 3 are
+    made.
 
     Raises InputError when there is nothing to time or a bound is not positive.
     """
@@ -99,8 +105,8 @@ def _enough(done: int, rounds: int, long_enough: bool, *, late: bool) -> bool:
 
 
 def _order(names: list[str], number: int) -> list[str]:
-    """Rotated by one each round and turned round every other one, so that no name always follows the same one."""
-    start = number % len(names)
+    """Rotated by one every other round and reversed in between, so that no name always comes first or after the same one."""
+    start = number // 2 % len(names)
     rotated = names[start:] + names[:start]
     return rotated if number % 2 == 0 else rotated[::-1]
 

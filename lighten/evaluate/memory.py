@@ -1,7 +1,8 @@
 """Peak resident memory: of this process since a reset, and of a program run on its own.
 
-Resident memory counts every page the process holds, so the interpreter and the libraries are in it. To compare two exported files, run
-each in a process of its own with `subprocess_peak_bytes` and compare the two figures; both carry the same constant part.
+Resident memory counts every page the process holds, so the interpreter and the libraries are in it. To compare two exported
+files, run each in a process of its own with `subprocess_peak_bytes` and compare the two figures; both carry the same
+constant part.
 """
 
 import subprocess
@@ -14,8 +15,8 @@ from lighten.core.errors import UnfitError
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
-# A child's peak starts at its parent's resident size (Linux carries it over fork and exec), so a large parent would hide a small
-# child. A small interpreter in between keeps the floor at its own ten-odd megabytes.
+# A child's peak starts at its parent's resident size (Linux carries it over fork and exec), so a large parent would hide a
+# small child. A small interpreter in between keeps the floor at its own ten-odd megabytes.
 _WATCHER = """
 import resource, subprocess, sys
 result = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -27,7 +28,9 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def reset_peak() -> bool:
-    """Starts the peak anew at what is resident now. False where the system does not allow it; then the peak is since the start."""
+    """Starts the peak anew at what is resident now. False where the system does not allow it; then the peak is since the
+    start.
+    """
     try:
         _CLEAR_REFS.write_text("5")  # 5 resets the high-water mark: proc(5)
     except OSError:

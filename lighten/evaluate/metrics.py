@@ -2,8 +2,8 @@
 
 Dimension key: N examples, C classes, K columns, R resamples, G groups of tied values.
 
-Every score takes `counts_RN`: how often each example counts in each of R resamples. A plain score is one row of ones; the bootstrap
-draws many rows. So one definition serves both, and the two networks of a comparison see the same draws.
+Every score takes `counts_RN`: how often each example counts in each of R resamples. A plain score is one row of ones; the
+bootstrap draws many rows. So one definition serves both, and the two networks of a comparison see the same draws.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Metric:
     example, (values, targets) -> bool (N,), else None. against_original: derives the targets from the original's values
     instead of labels. needs_targets: False where the values alone give the score.
 
-    scale: how `drop` is measured. "absolute": on the score's own scale, 0.01 is one point in percent. "relative": as a fraction of
-    the original's score, for scores without an upper end (perplexity, mse).
+    scale: how `drop` is measured. "absolute": on the score's own scale, 0.01 is one point in percent. "relative": as a
+    fraction of the original's score, for scores without an upper end (perplexity, mse).
     """
 
     name: str
@@ -141,8 +141,8 @@ def auc(values: Array, targets_N: Array, counts_RN: Array) -> Array:
 
 
 def word_errors(hypothesis: str, reference: str) -> tuple[int, int]:
-    """Substitutions, deletions and insertions that turn the reference's words into the hypothesis's, and the number of reference
-    words. Words are split at white space; case and punctuation count.
+    """Substitutions, deletions and insertions that turn the reference's words into the hypothesis's, and the number of
+    reference words. Words are split at white space; case and punctuation count.
     """
     spoken, written = reference.split(), hypothesis.split()
     row = list(range(len(written) + 1))

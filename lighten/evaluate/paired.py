@@ -4,7 +4,7 @@ Dimension key: N examples, C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +22,10 @@ _MOST_EXAMPLES = 10**8  # beyond this no set decides: the drop lies on the toler
 
 @dataclass(frozen=True)
 class Comparison:
-    """original_score, compressed_score: in the metric's unit. drop: positive when the compressed network is worse; see Metric.drop.
-    drop_interval: (low, high) at 95 %, paired. method: how the interval was made. lost, gained: examples only the original, only the
-    compressed network has right; None where examples are not right or wrong. mean_kl: mean KL(original || compressed) in nats for
-    classifiers, else None (for language models `collect_pair` gives it).
+    """original_score, compressed_score: in the metric's unit. drop: positive when the compressed network is worse; see
+    Metric.drop. drop_interval: (low, high) at 95 %, paired. method: how the interval was made. lost, gained: examples only
+    the original, only the compressed network has right; None where examples are not right or wrong. mean_kl: mean
+    KL(original || compressed) in nats for classifiers, else None (for language models `collect_pair` gives it).
     """
 
     metric: str
@@ -45,8 +45,8 @@ class Comparison:
         return _decide(self.drop_interval, max_drop)
 
     def needed_examples(self, max_drop: float) -> int | None:
-        """About how many examples would decide `max_drop` if the rates seen here persist; num_examples where it is decided, None where
-        the drop lies so near the tolerance that no practical set decides.
+        """About how many examples would decide `max_drop` if the rates seen here persist; num_examples where it is decided,
+        None where the drop lies so near the tolerance that no practical set decides.
         """
         if self.decides(max_drop) != "undecided":
             return self.num_examples
@@ -65,10 +65,10 @@ class Comparison:
         seen += f" on {self.num_examples:,} examples"
         decision = self.decides(max_drop)
         if decision != "undecided":
-            return f"{seen}: at most {_percent(max_drop)} {decision if decision == 'holds' else 'is broken'}."
+            return f"{seen}, so the tolerance of {_percent(max_drop)} {'holds' if decision == 'holds' else 'is broken'}."
         needed = self.needed_examples(max_drop)
         cure = "it lies on the tolerance itself" if needed is None else f"about {needed:,} would be needed"
-        return f"{seen}: too few to decide a tolerance of {_percent(max_drop)}; {cure}."
+        return f"{seen}, too few to decide a tolerance of {_percent(max_drop)}: {cure}."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -86,6 +86,8 @@ def compare(
     _require_same_examples(original, compressed)
     targets = original.targets if chosen.against_original is None else chosen.against_original(original.values)
     scores = [metrics.score(metric, one.values, targets) for one in (original, compressed)]
+    # Labels that the metric ignores may number other classes than the network's; then the flips must ignore them too.
+    labelled = original if chosen.against_original is None else replace(original, targets=None)
     drop = float(chosen.drop(*scores))
     if not np.isfinite(drop):
         raise InputError(f"The original's {metric} is 0, so a relative drop is undefined.")
@@ -104,7 +106,7 @@ def compare(
         drop_interval=interval,
         num_examples=len(original),
         method=method,
-        flips=find_flips(original, compressed, labels=labels),
+        flips=find_flips(labelled, compressed, labels=labels),
         lost=lost,
         gained=gained,
         mean_kl=metrics.score("mean_kl", compressed.values, original.values) if original.are_classes else None,

@@ -18,9 +18,9 @@ from lighten.evaluate.predictions import Pass
 
 @dataclass(frozen=True)
 class Parity:
-    """max_abs, mean_abs: absolute differences over all outputs, in the output's unit. sqnr_db: signal to quantization noise,
-    10 log10(sum of squared reference / sum of squared difference), infinite where nothing differs. argmax_agreement: fraction of rows of
-    the first output whose largest entry is the same, None where rows have fewer than two entries.
+    """max_abs, mean_abs: absolute differences over all outputs, in the output's unit. sqnr_db: signal to quantization
+    noise, 10 log10(sum of squared reference / sum of squared difference), infinite where nothing differs. argmax_agreement:
+    fraction of rows of the first output whose largest entry is the same, None where rows have fewer than two entries.
     """
 
     max_abs: float

@@ -21,7 +21,8 @@ Array = NDArray[Any]
 class Pass:
     """How a split is gone through; the same Pass for two networks gives them the same examples in the same order.
 
-    task: one of core.model.TASKS; decides what is kept. batch_size: examples a call. limit: only the first so many, None for all.
+    task: one of core.model.TASKS; decides what is kept. batch_size: examples a call. limit: only the first so many, None
+    for all.
     """
 
     task: str
@@ -53,7 +54,8 @@ class Predictions:
         sentence pairs   (N,) cosine similarity in [-1, 1], float32
         language model   (N, 2) negative log-likelihood of a window in nats, and the number of tokens it sums over, float64
         regression       (N, K) outputs, float32
-    targets: (N,) int64 labels, (N,) or (N, K) float64 values, or None where the data holds none. index: (N,) positions in the split.
+    targets: (N,) int64 labels, (N,) or (N, K) float64 values, or None where the data holds none. index: (N,) positions in
+    the split.
     """
 
     task: str

@@ -2,8 +2,8 @@
 
 Dimension key: N training examples, M test examples, E embedding, C classes.
 
-Each network gets its own probe, fitted on its own training embeddings: the question is whether the compressed embeddings still hold
-what a user would fit on them, not whether they lie where the original's lay.
+Each network gets its own probe, fitted on its own training embeddings: the question is whether the compressed embeddings
+still hold what a user would fit on them, not whether they lie where the original's lay.
 """
 
 import numpy as np
@@ -16,7 +16,9 @@ from lighten.evaluate.predictions import Array, Pass, Predictions
 
 
 def collect_probe(runner: Runner, *, train: Split, test: Split, how: Pass, what: str) -> Predictions:
-    """The probe's logits on `test`, for the metric "probe". Raises as `collect` does, and InputError without training labels."""
+    """The probe's logits on `test`, for the metric "probe". Raises as `collect` does, and InputError without training
+    labels.
+    """
     fitted_on = collect(runner, train, how=how, what=f"{what}, training embeddings")
     scored_on = collect(runner, test, how=how, what=f"{what}, test embeddings")
     if fitted_on.targets is None:
@@ -31,6 +33,7 @@ def probe_logits(train_NE: Array, labels_N: Array, test_ME: Array, *, damp: floa
     Embeddings are standardised by the training mean and deviation, and the intercept is not damped:
     W = (X'X + damp N I)^-1 X'(Y - mean Y). damp: no unit, the ridge per example on unit-variance features; 0.05 keeps the
     system well posed when N is near E and hardly shrinks when N is large (Hastie, Tibshirani, Friedman 2009, section 3.4.1).
+    The scores fit 0 and 1 by least squares: their order is meaningful, probabilities made from them are not.
     Raises InputError when there are fewer than two classes.
     """
     classes = np.unique(labels_N)

@@ -89,9 +89,10 @@ class OnnxSession:
 
 
 def _write(module: nn.Module, model: Model, path: Path) -> Export:
-    from lighten.export.tidy import tidy
+    from lighten.export.tidy import name_outputs, tidy
 
     proto = _convert(module, model)
+    name_outputs(proto.graph, model.output_names)
     tidy(proto)
     data = proto.SerializeToString()
     write_atomic(path, data)
@@ -111,7 +112,6 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(model.input_names),
-                output_names=list(model.output_names),
                 custom_translation_table=translations(),
                 verbose=False,
             )

@@ -9,6 +9,7 @@
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,21 @@ def tidy(proto: "ModelProto") -> None:
     fold_stored_weights(proto.graph)
     quantize_biases(proto.graph)
     drop_unused(proto.graph)
+
+
+def name_outputs(graph: "GraphProto", names: Sequence[str]) -> None:
+    """Gives the outputs their names; an inner tensor that had such a name already is renamed. (The exporter's own renaming makes
+    two tensors of one name then.)
+    """
+    change = {name: f"{name}_inner" for name in names}
+    change |= {output.name: name for output, name in zip(graph.output, names, strict=False)}
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [change.get(name, name) for name in tensors]
+    for output in graph.output:
+        output.name = change[output.name]
+    for entry in (*graph.initializer, *graph.value_info):
+        entry.name = change.get(entry.name, entry.name)
 
 
 def strip(proto: "ModelProto") -> None:

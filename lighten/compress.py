@@ -1,0 +1,182 @@
+"""The main job, top to bottom: measure, plan, apply, export, verify, report."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lighten import catalog
+from lighten.analyze.trace import trace
+from lighten.core.cost import Budget, Target
+from lighten.core.data import Data
+from lighten.core.errors import InputError
+from lighten.core.graph import Graph
+from lighten.core.method import Method
+from lighten.core.model import Model
+from lighten.core.pins import pinned
+from lighten.core.plan import Plan
+from lighten.core.recipe import Recipe
+from lighten.core.run import Forgetful, Progress, Run, Silent
+from lighten.core.spec import Quant
+from lighten.data.source import check_labels, load_data
+from lighten.engine.files import check_writable
+from lighten.engine.memory import FolderMemory
+from lighten.gather import Facts, gather
+from lighten.read.source import load
+from lighten.result import Result
+from lighten.search.faster import Speed, make_faster, time_trial
+from lighten.search.gate import pass_gate
+from lighten.search.restore import restore
+from lighten.search.trials import Trial, Trials
+
+Source = Model | nn.Module | str | Path
+
+
+def compress(
+    model: Source,
+    data: Data | str | Path | Iterable[Any],
+    *,
+    budget: Budget | None = None,
+    recipe: Recipe | None = None,
+    target: Target | str = "onnxruntime",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Makes `model` small and fast within `budget`, and proves it on the exported file.
+
+    model, data: anything `lighten.load` and `lighten.load_data` read. recipe: int8 when None. target: where the file must run.
+    out: a folder for unfinished work, so that an interrupted run can be resumed; `Result.save(out)` completes it.
+
+    Raises InputError or UnfitError before any work when something does not fit. KeyboardInterrupt ends the search early: the
+    best file so far is returned with `interrupted` set, or the interrupt goes on when there is none yet.
+    """
+    budget, recipe = budget or Budget(), recipe or Recipe()
+    target = Target(target) if isinstance(target, str) else target
+    exporter = catalog.exporter(target.runtime)
+    method = _only_method(recipe)
+    model = model if type(model) is Model else load(model)  # type: ignore[arg-type]
+    data = data if type(data) is Data else load_data(data, model=model, seed=recipe.seed)  # type: ignore[arg-type]
+    graph = trace(model)
+    check_labels(data, num_outputs=_num_outputs(graph))
+    identity = {"model": _digest(graph), "data": data.digest, "method": repr(method), "target": repr(target), "seed": recipe.seed}
+    with ExitStack() as stack:
+        folder = _work_folder(out, stack)
+        memory = FolderMemory(folder, identity=identity) if out is not None and data.digest else Forgetful()
+        run = Run(seed=recipe.seed, threads=target.threads, progress=progress or Silent(), memory=memory)
+        stack.enter_context(_threads(target.threads))
+        torch.manual_seed(recipe.seed)
+        prepared = method.prepare(model, graph, data=data, run=run)
+        trials = Trials(model, prepared, data, exporter, target, run, folder)
+        speed, interrupted = _Job(graph, budget, recipe, trials).search()
+        gate = pass_gate(trials, speed.trial)
+        report = gather(Facts(graph, budget, recipe, trials, speed, gate, interrupted))
+        replay = Recipe(recipe.steps, recipe.sites, recipe.seed, speed.trial.plan)
+        return Result(report, speed.trial.compressed, replay, speed.trial.export.path.read_bytes())
+
+
+@dataclass
+class _Job:
+    """The search for one plan."""
+
+    graph: Graph
+    budget: Budget
+    recipe: Recipe
+    trials: Trials
+    best: Speed | None = None
+
+    def search(self) -> tuple[Speed, bool]:
+        """The best plan found and measured, and whether the user cut the search short."""
+        try:
+            return self._search(), False
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            self.trials.run.progress.say("Interrupted: keeping the best result so far.")
+            return self.best, True
+
+    def _search(self) -> Speed:
+        if self.recipe.plan is not None:
+            return self._consider(self.trials.attempt(self.recipe.plan, "the recipe's plan"))
+        speeds = [self._consider(self.trials.attempt(self._pinned(plan), _name(plan))) for plan in self.trials.prepared.proposals()]
+        holding = [speed for speed in speeds if self._holds(speed.trial)]
+        if holding:
+            start = min(holding, key=lambda speed: speed.ratio)
+        else:
+            least = min(speeds, key=lambda speed: speed.trial.comparison.drop)
+            start = self._consider(self._restored(least.trial))
+        return self._keep(make_faster(self.trials, self.graph, start, holds=self._holds))
+
+    def _pinned(self, plan: Plan) -> Plan:
+        return pinned(plan, self.recipe.sites, [site.name for site in self.graph.sites])
+
+    def _restored(self, trial: Trial) -> Trial:
+        batch = next(iter(self.trials.data.calibration.batches(8, 8)))
+        return restore(self.trials, trial, holds=self._holds, inputs=batch.inputs, run=self.trials.run)
+
+    def _holds(self, trial: Trial) -> bool:
+        return self.budget.max_drop is None or trial.comparison.drop <= self.budget.max_drop
+
+    def _consider(self, trial: Trial) -> Speed:
+        return self._keep(time_trial(self.trials, trial))
+
+    def _keep(self, speed: Speed) -> Speed:
+        better = self.best is None or (self._holds(speed.trial), -speed.ratio) > (self._holds(self.best.trial), -self.best.ratio)
+        if better:
+            self.best = speed
+        return speed
+
+
+def _only_method(recipe: Recipe) -> Method:
+    if len(recipe.steps) != 1:
+        raise InputError(f"This version carries out one step. The recipe has {len(recipe.steps)}.", hint="Keep the quantize step.")
+    return catalog.build_method(recipe.steps[0])
+
+
+def _name(plan: Plan) -> str:
+    """What the plan mostly does with activations."""
+    quants = [spec for spec in plan.values() if type(spec) is Quant]
+    dynamic = any(spec.dynamic for spec in quants)
+    static = any(spec.activations is not None and not spec.dynamic for spec in quants)
+    return "int8 dynamic" if dynamic else "int8" if static else "int8 weights"
+
+
+def _num_outputs(graph: Graph) -> int | None:
+    """The width of the first output, None when it is not fixed."""
+    (results,) = next(node for node in graph.module.graph.nodes if node.op == "output").args[:1]
+    first = results[0] if isinstance(results, tuple | list) else results
+    width = first.meta["val"].shape[-1] if "val" in first.meta and first.meta["val"].dim() else None
+    return width if isinstance(width, int) else None
+
+
+def _digest(graph: Graph) -> str:
+    """sha256 over the traced code and every weight: the same network gives the same digest."""
+    digest = hashlib.sha256(graph.module.code.encode())
+    for name, value in sorted(graph.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _work_folder(out: str | Path | None, stack: ExitStack) -> Path:
+    if out is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighten-")))
+    check_writable(Path(out), 50_000_000)
+    folder = Path(out) / ".work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

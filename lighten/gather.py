@@ -1,0 +1,281 @@
+"""From what a run measured to the report: plain data, every figure with where it came from."""
+
+import base64
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lighten.analyze.cost import costs
+from lighten.core.cost import Budget, LayerCost
+from lighten.core.graph import Graph
+from lighten.core.plan import Plan
+from lighten.core.recipe import Recipe
+from lighten.core.spec import Keep, Quant, Spec
+from lighten.evaluate.flips import Change
+from lighten.evaluate.memory import peak_bytes
+from lighten.evaluate.metrics import log_softmax
+from lighten.search.faster import Speed
+from lighten.search.gate import Gate
+from lighten.search.trials import ORIGINAL, Trials
+
+_MOST_IMAGES = 24
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a report is made of."""
+
+    graph: Graph
+    budget: Budget
+    recipe: Recipe
+    trials: Trials
+    speed: Speed
+    gate: Gate
+    interrupted: bool
+
+
+def gather(facts: Facts) -> dict[str, Any]:
+    """The report as JSON data; docs/report.md describes each key."""
+    trials, trial, speed = facts.trials, facts.speed.trial, facts.speed
+    limits = contract(facts)
+    return {
+        "verdict": "met" if all(limit["holds"] for limit in limits.values()) else "infeasible",
+        "contract": limits,
+        "broken": broken(limits),
+        "interrupted": facts.interrupted,
+        **_source(facts),
+        **_scores(facts),
+        **_sides(facts),
+        "runtime": trials.target.runtime,
+        "threads": trials.target.threads,
+        "batch": trials.target.batch,
+        "input_shapes": [list(value.shape) for value in trials.timed_on.inputs],
+        "seed": facts.recipe.seed,
+        "device": device(),
+        "operators": facts.gate.operators,
+        "parity_max_abs": facts.gate.parity.max_abs,
+        "parity": facts.gate.parity.to_dict(),
+        "speedup": 1 / speed.ratio,
+        "speedup_interval": [1 / end for end in reversed(speed.ratio_interval)],
+        "latency_noise_ratio": speed.timing.noise_ratio,
+        "faster": speed.is_faster,
+        "notes": notes(facts),
+        "layers": layers(facts),
+        "candidates": candidates(facts),
+        "plan": trial.plan.to_dict(),
+        "steps": trials.run.ledger.entries,
+        "seconds": trials.run.ledger.seconds(),
+        "peak_memory_bytes": peak_bytes(),
+        "versions": versions(),
+    }
+
+
+def contract(facts: Facts) -> dict[str, dict[str, Any]]:
+    """Each limit the user set, what was measured, and whether it holds."""
+    measured = {
+        "max_drop": facts.speed.trial.comparison.drop,
+        "size_bytes": facts.speed.trial.export.size_bytes,
+        "latency_ms": facts.speed.timing.latencies["compressed"].p50_ms,
+    }
+    limits = {name: value for name, value in asdict(facts.budget).items() if value is not None}
+    return {name: {"limit": limit, "measured": measured[name], "holds": measured[name] <= limit} for name, limit in limits.items()}
+
+
+def broken(limits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The limits that do not hold, each with its number in a sentence."""
+    names = {"max_drop": "drop", "size_bytes": "size in bytes", "latency_ms": "latency in ms"}
+    return [
+        {
+            "constraint": name,
+            "limit": limit["limit"],
+            "measured": limit["measured"],
+            "why": f"The {names[name]} is {limit['measured']:.6g}, above the limit of {limit['limit']:.6g}.",
+        }
+        for name, limit in limits.items()
+        if not limit["holds"]
+    ]
+
+
+def notes(facts: Facts) -> list[str]:
+    """What a reader must know beside the figures."""
+    said = []
+    speed, data = facts.speed, facts.trials.data
+    low, high = speed.ratio_interval
+    if speed.slower_parts == ("all",):
+        said.append("int8 computation was not faster here; weights are stored in int8 and computed in float.")
+    elif speed.slower_parts:
+        said.append(f"int8 was slower than float for: {', '.join(speed.slower_parts)}. Those parts compute in float.")
+    if not speed.is_faster:
+        said.append(f"Not faster than float32 in the same runtime: time ratio {speed.ratio:.2f} ({low:.2f} to {high:.2f}).")
+    if data.train is None:
+        said.append("The data has one split: activation ranges were calibrated on the test examples' inputs.")
+    if facts.interrupted:
+        said.append("The search was interrupted; this is the best result until then.")
+    return said
+
+
+def layers(facts: Facts) -> list[dict[str, Any]]:
+    """One entry a site that has a cost or a spec."""
+    example = facts.trials.model.example
+    plan, sqnr = facts.speed.trial.plan, facts.gate.layers
+    return [_layer(cost, plan, sqnr.get(cost.site)) for cost in costs(facts.graph.module, example) if cost.params or cost.site in plan]
+
+
+def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]:
+    spec = plan.spec(cost.site)
+    after = cost.weight_bytes if type(spec) is Keep else _stored_bytes(cost)
+    return {
+        "site": cost.site,
+        "kind": cost.kind,
+        "spec": label(spec),
+        "params": cost.params,
+        "macs": cost.macs,
+        "weight_bytes_before": cost.weight_bytes,
+        "weight_bytes_after": after,
+        "error_sqnr_db": sqnr_db,
+        "keep_cost_bytes": cost.weight_bytes - after,
+    }
+
+
+def _stored_bytes(cost: LayerCost) -> int:
+    """int8 codes; scales and biases are below a percent and are counted in the file's size, not here."""
+    return cost.params if cost.params else 0
+
+
+def label(spec: Spec) -> str:
+    """The spec in a word or two."""
+    if type(spec) is not Quant:
+        return "float"
+    if spec.activations is None:
+        return "int8 weights"
+    return "int8 dynamic" if spec.dynamic else "int8"
+
+
+def candidates(facts: Facts) -> list[dict[str, Any]]:
+    """Every file that was made and scored."""
+    chosen = facts.speed.trial.plan.key()
+    return [
+        {
+            "name": trial.name,
+            "score": trial.comparison.compressed_score,
+            "drop": trial.comparison.drop,
+            "size_bytes": trial.export.size_bytes,
+            "chosen": key == chosen,
+        }
+        for key, trial in facts.trials.seen.items()
+    ]
+
+
+def _source(facts: Facts) -> dict[str, Any]:
+    origin, data = facts.trials.model.origin, facts.trials.data
+    return {
+        "model": {"source": origin.source, "kind": origin.kind, "task": data.task},
+        "data": {
+            "source": data.source,
+            "digest": data.digest,
+            "num_test": len(data.test),
+            "num_calibration": len(data.calibration),
+            "labels": list(data.labels),
+            "bad_rows": [asdict(row) for row in data.bad_rows],
+        },
+        "metric": data.metric,
+    }
+
+
+def _scores(facts: Facts) -> dict[str, Any]:
+    comparison, tolerance = facts.speed.trial.comparison, facts.budget.max_drop
+    decision = None
+    if tolerance is not None:
+        decision = {
+            "answer": comparison.decides(tolerance),
+            "needed_examples": comparison.needed_examples(tolerance),
+            "sentence": comparison.explain(tolerance),
+        }
+    flips = comparison.flips
+    return {
+        "drop": comparison.drop,
+        "drop_interval": list(comparison.drop_interval),
+        "drop_method": comparison.method,
+        "num_examples": comparison.num_examples,
+        "mean_kl": comparison.mean_kl,
+        "decision": decision,
+        "flips": {
+            "count": flips.num_changed,
+            "per_class": flips.classes,
+            "examples": [_change(facts, change, number) for number, change in enumerate(flips.examples)],
+        },
+    }
+
+
+def _change(facts: Facts, change: Change, number: int) -> dict[str, Any]:
+    example = facts.trials.data.test.describe(change.index)
+    image = base64.b64encode(example.image_png).decode() if number < _MOST_IMAGES else ""
+    before, after = (_confidence(facts, one.values, change.index) for one in (facts.trials.baseline, facts.speed.trial.predictions))
+    return {
+        "index": change.index,
+        "title": example.title,
+        "text": example.text,
+        "image_png_base64": image,
+        "target": change.target,
+        "before": change.original,
+        "after": change.compressed,
+        "confidence_before": before,
+        "confidence_after": after,
+    }
+
+
+def _confidence(facts: Facts, values: Any, index: int) -> float | None:
+    if not facts.trials.baseline.are_classes:
+        return None
+    row = int(np.flatnonzero(facts.trials.baseline.index == index)[0])
+    return float(np.exp(log_softmax(values[row : row + 1])).max())
+
+
+def _sides(facts: Facts) -> dict[str, Any]:
+    trials, trial, timing = facts.trials, facts.speed.trial, facts.speed.timing
+    every = costs(facts.graph.module, trials.model.example)
+    counted = {"params": sum(cost.params for cost in every), "macs": sum(cost.macs for cost in every)}
+    sides = {}
+    for name, timed, score, size, peak in (
+        ("baseline", ORIGINAL, trial.comparison.original_score, trials.original.size_bytes, facts.gate.peaks[0]),
+        ("compressed", "compressed", trial.comparison.compressed_score, trial.export.size_bytes, facts.gate.peaks[1]),
+    ):
+        latency = timing.latencies[timed]
+        sides[name] = {
+            "score": score,
+            "size_bytes": size,
+            "latency_ms_p50": latency.p50_ms,
+            "latency_ms_p95": latency.p95_ms,
+            "latency_count": latency.count,
+            "peak_memory_bytes": peak,
+            **counted,
+        }
+    return sides
+
+
+def device() -> str:
+    """The processor's name, as the system gives it, and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux: platform's name stands
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Of everything that shapes the file."""
+    names = ("lighten", "torch", "torchao", "onnx", "onnxscript", "onnxruntime", "numpy")
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in names:
+        try:
+            found.setdefault(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a plain checkout has no metadata of its own
+    return found

@@ -1,0 +1,107 @@
+"""Plans tried for real: each becomes a file, is loaded in the runtime, scored on the test examples and timed.
+
+A trial is remembered by its plan, so a resumed run does not repeat it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lighten.core.cost import Target
+from lighten.core.data import Batch, Data, Runner
+from lighten.core.export import Export, Exporter
+from lighten.core.method import Compressed, Prepared
+from lighten.core.model import Model
+from lighten.core.plan import Plan
+from lighten.core.run import Run
+from lighten.evaluate.collect import collect
+from lighten.evaluate.latency import Timing, time_interleaved
+from lighten.evaluate.paired import Comparison, compare
+from lighten.evaluate.predictions import Pass, Predictions
+from lighten.evaluate.probe import collect_probe
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One plan, measured. name: a few words for the report. comparison: with the original on the test examples."""
+
+    name: str
+    plan: Plan
+    compressed: Compressed
+    export: Export
+    predictions: Predictions
+    comparison: Comparison
+
+
+@dataclass
+class Trials:
+    """The bench on which plans are tried. folder: holds the files. seen: every trial so far, by plan key."""
+
+    model: Model
+    prepared: Prepared
+    data: Data
+    exporter: Exporter
+    target: Target
+    run: Run
+    folder: Path
+    seen: dict[str, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.original = self.exporter.write_float(self.model, self.folder / "original.onnx")
+        self.baseline = self.predict(self.original.path, "scoring the original", key="original")
+        self.timed_on = self._representative_batch()
+
+    def predict(self, path: Path, what: str, *, key: str) -> Predictions:
+        """What the file says about the test examples, in the runtime, at the target's batch size."""
+
+        def compute() -> dict[str, Any]:
+            made = self._collect(self.exporter.open(path, self.target), what)
+            parts = {"values": made.values, "targets": made.targets, "index": made.index}
+            return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items() if part is not None}
+
+        kept = {name: part.numpy() for name, part in self.run.memory.remember_tensors(f"predictions-{key}", compute).items()}
+        return Predictions(self.data.task, kept["values"], kept.get("targets"), kept["index"])
+
+    def attempt(self, plan: Plan, name: str) -> Trial:
+        """The plan as a file, scored. At once when the plan was tried before."""
+        key = plan.key()
+        if key not in self.seen:
+            compressed = self.prepared.realize(plan)
+            export = self.exporter.write(compressed, self.folder / f"{key}.onnx")
+            predictions = self.predict(export.path, f"scoring {name}", key=key)
+            comparison = self.compare(predictions)
+            self.seen[key] = Trial(name, plan, compressed, export, predictions, comparison)
+            self.run.ledger.note("try", name=name, drop=comparison.drop, size_bytes=export.size_bytes)
+        return self.seen[key]
+
+    def compare(self, predictions: Predictions) -> Comparison:
+        """With the original, on the same examples."""
+        return compare(self.baseline, predictions, metric=self.data.metric, seed=self.run.seed, labels=self.data.labels)
+
+    def time(self, paths: Mapping[str, Path], *, rounds: int = 30) -> Timing:
+        """The original and the files in `paths`, interleaved call by call on one representative batch."""
+        sessions = {ORIGINAL: self.original.path, **paths}
+        opened = {name: self.exporter.open(path, self.target) for name, path in sessions.items()}
+        return time_interleaved({name: _call(session, self.timed_on) for name, session in opened.items()}, rounds=rounds)
+
+    def _collect(self, session: Runner, what: str) -> Predictions:
+        how = Pass(self.data.task, batch_size=self.target.batch, progress=self.run.progress)
+        if self.data.metric == "probe":
+            return collect_probe(session, train=self.data.calibration, test=self.data.test, how=how, what=what)
+        return collect(session, self.data.test, how=how, what=what)
+
+    def _representative_batch(self) -> Batch:
+        """The largest of the first 64 test batches: for texts of many lengths a long one, for images any one."""
+        batches = list(self.data.test.batches(self.target.batch, 64 * self.target.batch))
+        full = [batch for batch in batches if len(batch.index) == self.target.batch] or batches
+        return max(full, key=lambda batch: sum(value.numel() for value in batch.inputs))
+
+
+def _call(session: Runner, batch: Batch) -> Any:
+    return lambda: session(*batch.inputs)
