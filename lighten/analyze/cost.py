@@ -54,10 +54,7 @@ class Inspection:
             f"{self.total.weight_bytes:,}",
             "",
         )
-        widths = [
-            max(len(cells[column]) for cells in (head, *rows, total))
-            for column in range(len(head))
-        ]
+        widths = [max(len(cells[column]) for cells in (head, *rows, total)) for column in range(len(head))]
         rule = "  ".join("-" * width for width in widths)
         lines = [
             _line(head, widths),
@@ -76,7 +73,8 @@ def inspect(model: Model) -> Inspection:
     Batch normalization still has its own parameters here; compression folds them into the convolution before it.
     Raises UnfitError when the model cannot be traced.
     """
-    module = export_program(model.module, model.example, model.origin.dynamic).module()
+    # the example's own sizes are enough here, and tracing without symbolic ones takes about half the time
+    module = export_program(model.module, model.example, ()).module()
     layers, total_cost = _measure(module, model.example)
     shown = [layer for layer in layers if layer.params or layer.macs]
     return Inspection(
@@ -100,9 +98,7 @@ def total(graph: fx.GraphModule, example: tuple[Tensor, ...]) -> Cost:
     return _measure(graph, example)[1]
 
 
-def _measure(
-    graph: fx.GraphModule, example: tuple[Tensor, ...]
-) -> tuple[tuple[LayerCost, ...], Cost]:
+def _measure(graph: fx.GraphModule, example: tuple[Tensor, ...]) -> tuple[tuple[LayerCost, ...], Cost]:
     values = propagate(graph, example)
     stored = _stored(graph)
     batch = example[0].shape[0] if example[0].dim() else 1
@@ -120,19 +116,13 @@ def _stored(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes that do not depend on any input: weights, and what is made of weights alone."""
     stored: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        made_of_weights = (
-            node.op == "call_function"
-            and node.all_input_nodes
-            and stored.issuperset(node.all_input_nodes)
-        )
+        made_of_weights = node.op == "call_function" and node.all_input_nodes and stored.issuperset(node.all_input_nodes)
         if node.op == "get_attr" or made_of_weights:
             stored.add(node)
     return stored
 
 
-def _layers(
-    graph: fx.GraphModule, values: Values, *, stored: set[fx.Node], batch: int
-) -> Iterator[LayerCost]:
+def _layers(graph: fx.GraphModule, values: Values, *, stored: set[fx.Node], batch: int) -> Iterator[LayerCost]:
     names = {site.node: site.name for site in find_sites(graph)}
     taken = set(names.values())
     counted: set[int] = set()
@@ -153,20 +143,16 @@ def _layers(
             macs=num_macs // batch,
             weight_bytes=weight_bytes,
             output_bytes=math.ceil(output.numel() * output.element_size() / batch),
-            output_shape=tuple(
-                output.shape[1:] if output.shape[:1] == (batch,) else output.shape
-            ),
+            output_shape=tuple(output.shape[1:] if output.shape[:1] == (batch,) else output.shape),
         )
 
 
 def _arguments(node: fx.Node, values: Values) -> tuple[Any, ...]:
-    return fx.node.map_arg(node.args, lambda source: values[source])  # type: ignore[return-value]
+    return fx.node.map_arg(node.args, lambda source: values[source])
 
 
-def _parameters(
-    graph: fx.GraphModule, node: fx.Node, stored: set[fx.Node]
-) -> dict[fx.Node, bool]:
-    """The stored tensors that make up a node's weights; True for the values, False for the scales and zero points beside them."""
+def _parameters(graph: fx.GraphModule, node: fx.Node, stored: set[fx.Node]) -> dict[fx.Node, bool]:
+    """The stored tensors that make up a node's weights: True for values, False for the scales and zero points beside them."""
     owned: dict[fx.Node, bool] = {}
     kind = _kind(node)
     family = "conv" if kind.startswith("conv") else kind
@@ -178,25 +164,19 @@ def _parameters(
     return owned
 
 
-def _leaves(
-    graph: fx.GraphModule, source: fx.Node, *, is_weight: bool
-) -> dict[fx.Node, bool]:
-    """The tensors behind `source`, through operators on weights alone (a transpose, a dequantize); their first input is the value."""
+def _leaves(graph: fx.GraphModule, source: fx.Node, *, is_weight: bool) -> dict[fx.Node, bool]:
+    """The tensors behind `source`, through operators on weights alone (transpose, dequantize); the first input is the value."""
     if source.op == "get_attr":
         value = tensor_of(graph, str(source.target))
         return {source: True} if is_weight or isinstance(value, nn.Parameter) else {}
     first, *rest = source.all_input_nodes
     leaves = _leaves(graph, first, is_weight=is_weight)
-    beside = [
-        leaf for node in rest for leaf in _leaves(graph, node, is_weight=is_weight)
-    ]
+    beside = [leaf for node in rest for leaf in _leaves(graph, node, is_weight=is_weight)]
     is_dequantize = "dequantize" in str(source.target)
-    return {**{leaf: not is_dequantize for leaf in beside}, **leaves}
+    return {**dict.fromkeys(beside, not is_dequantize), **leaves}
 
 
-def _held(
-    graph: fx.GraphModule, owned: dict[fx.Node, bool], counted: set[int]
-) -> tuple[int, int]:
+def _held(graph: fx.GraphModule, owned: dict[fx.Node, bool], counted: set[int]) -> tuple[int, int]:
     """Parameters and bytes of tensors not counted before; tied weights are one tensor, whatever their names."""
     params, num_bytes = 0, 0
     for leaf, is_value in owned.items():
@@ -210,7 +190,7 @@ def _held(
 
 
 def _free_name(owned: dict[fx.Node, bool], node: fx.Node, taken: set[str]) -> str:
-    """The module path that owns the first parameter, or the parameter itself at the top; the node's name where there is none."""
+    """The module that owns the first parameter (the parameter where that is the network), else the node's name."""
     target = str(next(iter(owned)).target) if owned else node.name
     name = target.rpartition(".")[0] or target
     name = f"{name}@{node.name}" if name in taken else name
@@ -220,10 +200,7 @@ def _free_name(owned: dict[fx.Node, bool], node: fx.Node, taken: set[str]) -> st
 
 def _kind(node: fx.Node) -> str:
     """The site's kind, or ATen's own name of the operator."""
-    return (
-        KINDS.get(node.target)
-        or str(node.target).removeprefix("aten.").partition(".")[0]
-    )
+    return KINDS.get(node.target) or str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _nodes(argument: Any) -> list[fx.Node]:

@@ -21,13 +21,9 @@ def peak_bytes(values: Values, stored: Set[fx.Node]) -> int:
     size_bytes: dict[int, int] = {}
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    weights = {
-        key for node in stored & values.keys() for key, _ in _storages(values[node])
-    }
+    weights = {key for node in stored & values.keys() for key, _ in _storages(values[node])}
     for node, value in values.items():
-        final_use = max(
-            (order[user] for user in node.users if user in order), default=order[node]
-        )
+        final_use = max((order[user] for user in node.users if user in order), default=order[node])
         for key, num_bytes in _storages(value):
             if key not in weights:
                 size_bytes[key] = num_bytes
@@ -36,9 +32,7 @@ def peak_bytes(values: Values, stored: Set[fx.Node]) -> int:
     return _highest(size_bytes, first, last)
 
 
-def _highest(
-    size_bytes: dict[int, int], first: dict[int, int], last: dict[int, int]
-) -> int:
+def _highest(size_bytes: dict[int, int], first: dict[int, int], last: dict[int, int]) -> int:
     """The largest sum of sizes over all steps, each size counted from its first to its last step."""
     changes: dict[int, int] = {}
     for key, num_bytes in size_bytes.items():

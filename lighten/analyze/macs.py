@@ -21,14 +21,15 @@ Count = Callable[[Arguments, Any], int]
 
 def _convolution(arguments: Arguments, output: Tensor) -> int:
     """Each output value sums over a kernel of input channels / groups."""
-    weight = arguments[1]
+    weight: Tensor = arguments[1]
     return output.numel() * math.prod(weight.shape[1:])
 
 
 def _transposed_convolution(arguments: Arguments, output: Tensor) -> int:
     """Each input value is spread over a kernel of output channels / groups."""
-    inputs, weight = arguments[:2]
-    return int(inputs.numel()) * math.prod(weight.shape[1:])
+    inputs: Tensor = arguments[0]
+    weight: Tensor = arguments[1]
+    return inputs.numel() * math.prod(weight.shape[1:])
 
 
 def _any_convolution(arguments: Arguments, output: Tensor) -> int:
@@ -47,18 +48,16 @@ def _product_and_sum(arguments: Arguments, output: Tensor) -> int:
 
 def _attention(arguments: Arguments, output: Tensor) -> int:
     """Scores over E features, then a weighted sum of V features, for every pair; a causal mask saves nothing."""
-    query_LE, key_SE, value_SV = arguments[:3]
-    num_pairs = math.prod(query_LE.shape[:-1]) * int(key_SE.shape[-2])
-    return num_pairs * int(query_LE.shape[-1] + value_SV.shape[-1])
+    shape_LE, shape_SE, shape_SV = (tuple(map(int, tensor.shape)) for tensor in arguments[:3])
+    num_pairs = math.prod(shape_LE[:-1]) * shape_SE[-2]
+    return num_pairs * (shape_LE[-1] + shape_SV[-1])
 
 
 def _recurrent(arguments: Arguments, output: Any) -> int:
     """Every weight matrix is applied once to every step of every sequence (also the projections of an LSTM)."""
-    inputs, _, weights = arguments[:3]
-    num_steps = math.prod(inputs.shape[:-1])
-    return num_steps * sum(
-        int(weight.numel()) for weight in weights if weight.dim() == 2
-    )
+    inputs: Tensor = arguments[0]
+    weights: list[Tensor] = arguments[2]
+    return math.prod(inputs.shape[:-1]) * sum(weight.numel() for weight in weights if weight.dim() == 2)
 
 
 def _recurrent_cell(arguments: Arguments, output: Any) -> int:
@@ -71,11 +70,9 @@ def _einsum(arguments: Arguments, output: Any) -> int:
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     if len(operands) != 2 or "..." in equation:
         return 0
-    sizes = {
-        label: size
-        for term, operand in zip(terms, operands, strict=True)
-        for label, size in zip(term, operand.shape)
-    }  # noqa: B905
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        sizes |= zip(term, operand.shape, strict=True)
     return math.prod(sizes.values())
 
 

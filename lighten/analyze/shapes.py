@@ -53,8 +53,4 @@ class _Recorder(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """torch.export's input checks give nothing and are skipped."""
-        return (
-            None
-            if target == "_guards_fn"
-            else super().call_module(target, args, kwargs)
-        )
+        return None if target == "_guards_fn" else super().call_module(target, args, kwargs)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from lighten.core.errors import UnfitError
 from lighten.core.graph import Graph, Site
 from lighten.core.model import Model
+from lighten.engine.quiet import quiet
 
 aten = torch.ops.aten
 
@@ -51,7 +52,8 @@ def trace(model: Model) -> Graph:
     """
     program = export_program(model.module, model.example, model.origin.dynamic)
     # ExportedProgram shares its tensors with the original; folding must not reach them
-    module = copy.deepcopy(program.module())
+    with quiet():
+        module = copy.deepcopy(program.module())
     simplify(module)
     return Graph(module, tuple(find_sites(module)))
 
@@ -65,7 +67,7 @@ def export_program(
     """
     shapes = tuple({dim: torch.export.Dim.AUTO for dim in dims} for dims in dynamic) if dynamic else None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the traced code raises
         raise _untraceable(module, error) from error

@@ -53,7 +53,7 @@ def collect_pair(original: Runner, compressed: Runner, *, split: Split, how: Pas
         logits, other_logits = outputs(original, batch)[0], outputs(compressed, batch)[0]
         rows.add(logits, batch, split=split, what=f"{what}, original")
         other_rows.add(other_logits, batch, split=split, what=f"{what}, compressed")
-        batch_divergence, batch_terms = _divergence(logits, other_logits, batch, how.task)
+        batch_divergence, batch_terms = _divergence(logits, other_logits, batch=batch, task=how.task)
         divergence, num_terms = divergence + batch_divergence, num_terms + batch_terms
     first = rows.predictions()
     return Pair(first, other_rows.predictions(), divergence / num_terms if num_terms else None)
@@ -163,7 +163,7 @@ _READINGS: dict[str, Reading] = {
 }
 
 
-def _divergence(logits: Tensor, other_logits: Tensor, batch: Batch, task: str) -> tuple[float, int]:
+def _divergence(logits: Tensor, other_logits: Tensor, *, batch: Batch, task: str) -> tuple[float, int]:
     """KL(original || compressed) summed, and the number of terms; (0.0, 0) for tasks without classes."""
     if task == "language-model":
         scored_BT = _scored_BT(batch)

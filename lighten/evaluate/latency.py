@@ -57,7 +57,7 @@ class Timing:
         return float(low), float(high)
 
     def is_faster(self, name: str, other: str) -> bool:
-        """True when the whole interval of the ratio lies below 1, from at least 6 rounds: with fewer, every round may favour one
+        """True when the whole interval of the ratio lies below 1, from at least 6 rounds: with fewer, every round favours one
         of two equal names by chance more often than 1 time in 40.
         """
         return len(self.samples_ms[name]) >= _FEWEST_TO_CLAIM and self.ratio_interval(name, other)[1] < 1

@@ -201,7 +201,7 @@ def _mean_of(hits: Hits) -> Score:
     return lambda values, targets, counts_RN: _mean(hits(values, targets), counts_RN)
 
 
-def _f1(predicted_N: Array, targets_N: Array, counts_RN: Array, classes: Any = None) -> tuple[Array, Array]:
+def _f1(predicted_N: Array, targets_N: Array, counts_RN: Array, *, classes: Any = None) -> tuple[Array, Array]:
     """F1 by class, and whether the class occurs at all in the resample."""
     classes_C = np.union1d(predicted_N, targets_N) if classes is None else np.asarray(classes)
     predicted_NC, actual_NC = predicted_N[:, None] == classes_C, targets_N[:, None] == classes_C

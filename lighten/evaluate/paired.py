@@ -91,7 +91,7 @@ def compare(
     drop = float(chosen.drop(*scores))
     if not np.isfinite(drop):
         raise InputError(f"The original's {metric} is 0, so a relative drop is undefined.")
-    lost, gained = _right_by_one(chosen, original.values, compressed.values, targets)
+    lost, gained = _right_by_one(original.values, compressed.values, metric=chosen, targets=targets)
     if lost is not None and gained is not None:
         interval, method = paired_score_interval(lost, gained, len(original)), "paired score interval (Tango 1998)"
     else:
@@ -124,7 +124,7 @@ def _require_same_examples(original: Predictions, compressed: Predictions) -> No
 
 
 def _right_by_one(
-    metric: Metric, original: Array, compressed: Array, targets: Array | None
+    original: Array, compressed: Array, *, metric: Metric, targets: Array | None
 ) -> tuple[int, int] | tuple[None, None]:
     if metric.hits is None or targets is None:
         return None, None

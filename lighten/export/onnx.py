@@ -6,12 +6,8 @@ A compressed graph reaches ONNX in three steps: rewrites on the torch graph that
 
 import copy
 import hashlib
-import logging
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +21,7 @@ from lighten.core.export import Export
 from lighten.core.method import Compressed
 from lighten.core.model import Model
 from lighten.engine.files import write_atomic
+from lighten.engine.quiet import quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -105,7 +102,7 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
     example = tuple(value.clone() for value in model.example)
     shapes = tuple({dim: torch.export.Dim.AUTO for dim in dims} for dims in model.origin.dynamic) or None
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -121,20 +118,6 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
     if exported is None:
         raise UnfitError("The network cannot be written as ONNX: the exporter gave nothing.")
     return exported.model_proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's progress lines and torchvision warnings say nothing a user can act on."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def _runtime() -> Any:

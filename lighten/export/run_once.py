@@ -1,6 +1,6 @@
-"""`python -m lighten.export.run_once FILE.onnx SHAPES`: loads a file, runs it once, exits. For measuring its peak memory alone.
+"""`python run_once.py FILE.onnx SHAPES`: loads a file, runs it once, exits. For measuring its peak memory alone.
 
-SHAPES: a Python literal, [[shape, dtype], ...]; inputs are zeros, integer ones are ones. Torch is not loaded.
+SHAPES: a Python literal, [[shape, dtype], ...]; inputs are zeros, integer ones are ones. Nothing of lighten or torch is loaded.
 """
 
 import ast

@@ -10,6 +10,7 @@ from lighten.evaluate.layers import layer_sqnr_db
 from lighten.evaluate.memory import subprocess_peak_bytes
 from lighten.evaluate.parity import Parity, parity
 from lighten.evaluate.predictions import Pass
+from lighten.export import run_once
 from lighten.search.trials import Trial, Trials
 
 PARITY_EXAMPLES = 64
@@ -53,4 +54,4 @@ def pass_gate(trials: Trials, trial: Trial) -> Gate:
 
 def _peak(trials: Trials, path: object) -> int:
     inputs = [[list(value.shape), str(value.dtype).removeprefix("torch.")] for value in trials.timed_on.inputs]
-    return subprocess_peak_bytes([sys.executable, "-m", "lighten.export.run_once", str(path), repr(inputs)])
+    return subprocess_peak_bytes([sys.executable, run_once.__file__, str(path), repr(inputs)])

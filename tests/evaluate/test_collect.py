@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from torch import nn
 
 from lighten.core.data import Batch, Example
@@ -148,8 +149,6 @@ def test_the_probe_reads_labels_that_are_linear_in_the_embedding():
 
 
 def test_the_probe_equals_scikit_learns_ridge():
-    from sklearn.linear_model import Ridge
-
     rng = np.random.default_rng(0)
     train, test, labels = rng.normal(size=(50, 4)), rng.normal(size=(9, 4)), np.arange(50) % 3
     mean, deviation = train.mean(0), train.std(0)

@@ -105,6 +105,14 @@ def test_equal_calls_are_not_called_faster():
     )  # medians of 60: 1.25 x 5 % / sqrt(60) each, so 3 % is 2.6 deviations
 
 
+def test_three_rounds_claim_nothing():
+    clock = Clock()
+    timing = time_interleaved({"a": clock.taking("a", 30.0), "b": clock.taking("b", 10.0)}, max_seconds=1, clock=clock)
+    assert timing.latencies["b"].count == 3
+    assert timing.ratio_interval("b", "a") == pytest.approx((1 / 3, 1 / 3))
+    assert not timing.is_faster("b", "a")
+
+
 def test_nothing_to_time_is_refused():
     with pytest.raises(InputError, match="nothing to time"):
         time_interleaved({})

@@ -36,7 +36,8 @@ def test_the_drop_in_accuracy_is_lost_minus_gained():
     assert comparison.compressed_score == pytest.approx(0.991)
     assert comparison.drop == pytest.approx(0.005)
     low, high = comparison.drop_interval
-    assert low < 0 < 0.005 < high < 0.02
+    assert -0.01 < low < 0
+    assert 0.005 < high < 0.02
 
 
 def test_flips_are_counted_per_class_and_sorted_by_lost_confidence():

@@ -1,0 +1,57 @@
+"""name -> class, loaded when asked for. The one place that knows what there is; plug-ins add to it through entry points.
+
+A plug-in package declares, for instance, `[project.entry-points."lighten.methods"] mine = "package.module:Class"`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from lighten.core.errors import InputError
+from lighten.core.export import Exporter
+from lighten.core.method import Method
+from lighten.core.recipe import Step, refuse_unknown
+from lighten.engine.quiet import quiet
+
+METHODS: Mapping[str, str] = {"quantize": "lighten.methods.quantize.integer:Quantize"}
+EXPORTERS: Mapping[str, str] = {"onnxruntime": "lighten.export.onnx:OnnxExporter"}
+READERS: Mapping[str, str] = {
+    "module": "lighten.read.module:read_module",
+    "huggingface": "lighten.read.huggingface:read_huggingface",
+    "saved": "lighten.read.saved:load_saved",
+}
+_KINDS: Mapping[str, Mapping[str, str]] = {"methods": METHODS, "exporters": EXPORTERS, "readers": READERS}
+
+
+def names(kind: str) -> list[str]:
+    """Every name of a kind ("methods", "exporters" or "readers"), plug-ins included."""
+    return sorted({**_KINDS[kind], **{entry.name: entry.value for entry in entry_points(group=f"lighten.{kind}")}})
+
+
+def get(kind: str, name: str) -> Any:
+    """The class behind a name. Raises InputError with the nearest name for an unknown one."""
+    plug_ins = {entry.name: entry.value for entry in entry_points(group=f"lighten.{kind}")}
+    known = {**plug_ins, **_KINDS[kind]}
+    refuse_unknown({"exporters": "target", "methods": "method", "readers": "reader"}[kind], name, known)
+    module, _, attribute = known[name].partition(":")
+    with quiet():
+        return getattr(importlib.import_module(module), attribute)
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter for a target runtime. Raises InputError for an unknown one."""
+    return cast(Exporter, get("exporters", name)())
+
+
+def build_method(step: Step) -> Method:
+    """The step's method with its knobs. Raises InputError for an unknown method or knob, naming the nearest, and for a bad value."""
+    cls = get("methods", step.method)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for knob in step.knobs:
+        refuse_unknown(f"knob of {step.method}", knob, known)
+    try:
+        return cast(Method, cls(**step.knobs))
+    except TypeError as error:
+        raise InputError(f"The knobs of {step.method} do not fit: {error}.") from error

@@ -1,0 +1,110 @@
+"""The page's charts: inline SVG in percent of the width, so that they stretch; colours come from the style sheet.
+
+A chart never carries a number alone: each stands beside its figures in text, or names them in its label and tooltips.
+"""
+
+from collections.abc import Sequence
+
+from lighten.report.markup import NOTHING, Html, element, join, text
+
+_STRIP_HEIGHT = 96
+
+
+def bar(fraction: float, *, kind: str) -> Html:
+    """A horizontal bar of `fraction` of the width, hidden from screen readers: its figure stands beside it."""
+    filled = element("span", class_=f"fill {kind}", style=f"width:{_percent(fraction)}")
+    return element("span", filled, class_="bar", aria_hidden="true")
+
+
+def overlaid(before: float, after: float) -> Html:
+    """Two bars on one line, fractions of the width: what was, and in front of it what is left."""
+    was = element("span", class_="fill before", style=f"width:{_percent(before)}")
+    now = element("span", class_="fill after", style=f"width:{_percent(after)}")
+    return element("span", was, now, class_="bar", aria_hidden="true")
+
+
+def bullet(measured: float, limit: float, *, holds: bool | None, label: str) -> Html:
+    """A measured size or time from 0, with a mark at the limit."""
+    end = 1.12 * max(measured, limit) or 1.0
+    kind = "harm" if holds is False else "after"
+    return _picture(
+        _rectangle(0, 100, kind="track", inset=4),
+        _rectangle(0, 100 * measured / end, kind=kind, inset=4),
+        _mark(100 * limit / end, kind="limit"),
+        label=label,
+    )
+
+
+def whisker(drop: float, bounds: tuple[float, float] | None, limit: float | None, *, holds: bool | None, label: str) -> Html:
+    """A drop with its interval on an axis through zero, and a mark at the limit."""
+    low, high = bounds or (drop, drop)
+    seen = [0.0, drop, low, high, *([] if limit is None else [limit])]
+    margin = 0.08 * (max(seen) - min(seen)) or 1.0
+    start, end = min(seen) - margin, max(seen) + margin
+
+    def place(value: float) -> float:
+        return 100 * (value - start) / (end - start)
+
+    kind = "harm" if holds is False else "after"
+    return _picture(
+        _rectangle(0, 100, kind="track", inset=9),
+        _mark(place(0.0), kind="zero"),
+        _rectangle(place(low), place(high), kind=f"{kind} soft", inset=6),
+        element("circle", cx=f"{place(drop):.2f}%", cy="10", r="5", class_=kind),
+        NOTHING if limit is None else _mark(place(limit), kind="limit"),
+        label=label,
+    )
+
+
+def strip(before: Sequence[float], after: Sequence[float], tips: Sequence[str], *, label: str, kind: str = "after") -> Html:
+    """One column an entry, in order: `before` behind `after`. tips: what a column says when pointed at."""
+    top = max([*before, *after], default=0.0) or 1.0
+    width = 100 / max(len(tips), 1)
+    columns = join(
+        element(
+            "g",
+            element("title", text(tip)),
+            _column(place * width, width, height=was / top, kind="before"),
+            _column(place * width, width, height=now / top, kind=kind),
+        )
+        for place, (was, now, tip) in enumerate(zip(before, after, tips, strict=True))
+    )
+    base = element("line", x1="0", x2="100%", y1=_STRIP_HEIGHT - 0.5, y2=_STRIP_HEIGHT - 0.5, class_="axis")
+    return element("svg", columns, base, class_="strip", role="img", aria_label=label, height=_STRIP_HEIGHT)
+
+
+def icon(holds: bool | None) -> Html:
+    """A tick, a cross, or a dash for what is undecided; the word always stands beside it."""
+    path = {True: "M3 8.5l3.2 3.2L13 4.8", False: "M4 4l8 8M12 4l-8 8", None: "M3.5 8h9"}[holds]
+    kind = {True: "yes", False: "no", None: "open"}[holds]
+    return element("svg", element("path", d=path), class_=f"icon {kind}", viewBox="0 0 16 16", aria_hidden="true")
+
+
+def _picture(*shapes: Html, label: str) -> Html:
+    return element("svg", *shapes, class_="gauge", role="img", aria_label=label, height="20")
+
+
+def _rectangle(left: float, right: float, *, kind: str, inset: int) -> Html:
+    width = max(right - left, 0.0)
+    return element("rect", x=f"{left:.2f}%", width=f"{width:.2f}%", y=inset, height=20 - 2 * inset, class_=kind)
+
+
+def _mark(place: float, *, kind: str) -> Html:
+    return element("line", x1=f"{place:.2f}%", x2=f"{place:.2f}%", y1="0", y2="20", class_=kind)
+
+
+def _column(left: float, width: float, *, height: float, kind: str) -> Html:
+    tall = height * (_STRIP_HEIGHT - 2)
+    gap = 0.16 * width
+    return element(
+        "rect",
+        x=f"{left + gap / 2:.3f}%",
+        width=f"{width - gap:.3f}%",
+        y=f"{_STRIP_HEIGHT - tall:.1f}",
+        height=f"{tall:.1f}",
+        class_=kind,
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * min(max(fraction, 0.0), 1.0):.2f}%"
