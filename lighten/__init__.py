@@ -92,7 +92,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Python binds a module to its package when it is first imported; `lighten.compress` must stay the function of that name."""
+    """Python binds a module to its package when it is first imported; `lighten.compress` must stay the function of that
+    name.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _HOMES or not isinstance(value, ModuleType):

@@ -46,7 +46,9 @@ def exporter(name: str) -> Exporter:
 
 
 def build_method(step: Step) -> Method:
-    """The step's method with its knobs. Raises InputError for an unknown method or knob, naming the nearest, and for a bad value."""
+    """The step's method with its knobs. Raises InputError for an unknown method or knob, naming the nearest, and for a bad
+    value.
+    """
     cls = get("methods", step.method)
     known = [field.name for field in dataclasses.fields(cls)]
     for knob in step.knobs:

@@ -83,7 +83,9 @@ def contract(facts: Facts) -> dict[str, dict[str, Any]]:
         "latency_ms": facts.speed.timing.latencies["compressed"].p50_ms,
     }
     limits = {name: value for name, value in asdict(facts.budget).items() if value is not None}
-    return {name: {"limit": limit, "measured": measured[name], "holds": measured[name] <= limit} for name, limit in limits.items()}
+    return {
+        name: {"limit": limit, "measured": measured[name], "holds": measured[name] <= limit} for name, limit in limits.items()
+    }
 
 
 def broken(limits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -123,7 +125,11 @@ def layers(facts: Facts) -> list[dict[str, Any]]:
     """One entry a site that has a cost or a spec."""
     example = facts.trials.model.example
     plan, sqnr = facts.speed.trial.plan, facts.gate.layers
-    return [_layer(cost, plan, sqnr.get(cost.site)) for cost in costs(facts.graph.module, example) if cost.params or cost.site in plan]
+    return [
+        _layer(cost, plan, sqnr.get(cost.site))
+        for cost in costs(facts.graph.module, example)
+        if cost.params or cost.site in plan
+    ]
 
 
 def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]:
@@ -215,7 +221,9 @@ def _scores(facts: Facts) -> dict[str, Any]:
 def _change(facts: Facts, change: Change, number: int) -> dict[str, Any]:
     example = facts.trials.data.test.describe(change.index)
     image = base64.b64encode(example.image_png).decode() if number < _MOST_IMAGES else ""
-    before, after = (_confidence(facts, one.values, change.index) for one in (facts.trials.baseline, facts.speed.trial.predictions))
+    before, after = (
+        _confidence(facts, one.values, change.index) for one in (facts.trials.baseline, facts.speed.trial.predictions)
+    )
     return {
         "index": change.index,
         "title": example.title,

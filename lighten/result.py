@@ -49,7 +49,8 @@ class Result:
         return table(self.report)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the folder and returns its path: the file, what `lighten.load` reads, recipe, report, page, and the manifest last.
+        """Writes the folder and returns its path: the file, what `lighten.load` reads, recipe, report, page, and the
+        manifest last.
 
         Raises InputError when the folder cannot be written; each file is complete or absent.
         """

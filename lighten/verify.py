@@ -25,14 +25,16 @@ _LEAST_SQNR_DB = 10.0
 def verify(folder: str | Path, *, data: Data | str | Path | None = None, threads: int | None = None) -> dict[str, Any]:
     """Checks a folder that lighten wrote: {"ok": bool, "checks": [{"name", "ok", "detail"}]}.
 
-    Hashes of all files; that the file holds the operators the report counts; with `data` (or the report's own source, where it is
-    still there and unchanged) that the file agrees with the reloaded torch graph and scores as reported. threads: the report's
-    number when None. Raises InputError when the folder is not one that lighten wrote.
+    Hashes of all files; that the file holds the operators the report counts; with `data` (or the report's own source, where
+    it is still there and unchanged) that the file agrees with the reloaded torch graph and scores as reported. threads: the
+    report's number when None. Raises InputError when the folder is not one that lighten wrote.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     damaged = damaged_files(folder, manifest)
-    checks = [_check("hashes", not damaged, f"{len(manifest['files'])} files" if not damaged else f"changed: {', '.join(damaged)}")]
+    checks = [
+        _check("hashes", not damaged, f"{len(manifest['files'])} files" if not damaged else f"changed: {', '.join(damaged)}")
+    ]
     if not damaged:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         target = Target(report["runtime"], threads=threads or report["threads"], batch=report["batch"])
@@ -45,7 +47,9 @@ def _truth(folder: Path, report: dict[str, Any], target: Target, source: Data | 
     model, session = load_saved(folder), exporter.open(folder / MODEL_FILE, target)
     operators = exporter.operators(folder / MODEL_FILE)
     same_operators = operators == report["operators"]
-    checks = [_check("operators", same_operators, _counts(operators) if same_operators else f"{operators}, not {report['operators']}")]
+    checks = [
+        _check("operators", same_operators, _counts(operators) if same_operators else f"{operators}, not {report['operators']}")
+    ]
     data, why_not = _data(source, report, model)
     if data is None:
         return [*checks, _check("score", True, f"not repeated: {why_not}")]
@@ -72,7 +76,7 @@ def _data(source: Data | str | Path | None, report: dict[str, Any], model: Model
     if type(source) is Data:
         return source, ""
     if source is not None:
-        return load_data(source, model=model, seed=report["seed"]), ""  # type: ignore[arg-type]
+        return load_data(source, model=model, seed=report["seed"]), ""
     recorded = report["data"]["source"]
     try:
         data = load_data(recorded, model=model, seed=report["seed"])
@@ -80,7 +84,11 @@ def _data(source: Data | str | Path | None, report: dict[str, Any], model: Model
         return None, f"the data {recorded} cannot be read here ({error.message}); name it with --data"
     if report["metric"] == "agreement":
         return None, "the score is agreement with the original, which is not in the folder; use lighten compare"
-    return (data, "") if data.digest == report["data"]["digest"] else (None, f"the data {recorded} has changed; name it with --data")
+    return (
+        (data, "")
+        if data.digest == report["data"]["digest"]
+        else (None, f"the data {recorded} has changed; name it with --data")
+    )
 
 
 def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:

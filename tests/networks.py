@@ -108,7 +108,9 @@ def recurrent(seed: int = 0) -> Model:
 
 def images(count: int = 64, classes: int = 5, seed: int = 1) -> Data:
     generator = torch.Generator().manual_seed(seed)
-    split = Tensors((torch.randn(count, 3, 16, 16, generator=generator),), torch.randint(classes, (count,), generator=generator))
+    split = Tensors(
+        (torch.randn(count, 3, 16, 16, generator=generator),), torch.randint(classes, (count,), generator=generator)
+    )
     return Data("images", "image-classification", "agreement", split, split, digest="images")
 
 

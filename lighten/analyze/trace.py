@@ -65,7 +65,7 @@ def export_program(
 
     Raises UnfitError naming module and line when the network cannot be traced.
     """
-    shapes = tuple({dim: torch.export.Dim.AUTO for dim in dims} for dims in dynamic) if dynamic else None
+    shapes = tuple(dict.fromkeys(dims, torch.export.Dim.AUTO) for dims in dynamic) if dynamic else None
     try:
         with torch.no_grad(), quiet():
             return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)

@@ -1,6 +1,6 @@
 """The contract every exporter keeps: write a file, and run that very file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +13,11 @@ from lighten.core.model import Model
 
 @dataclass(frozen=True)
 class Export:
-    """One exported file. operators: counts of what the runtime really executes after its own optimization, keys such as
-    "Conv:int8" or "MatMul:fp32". parity_max_abs: largest difference from the torch graph on the parity inputs, output's unit.
-    """
+    """One exported file."""
 
     path: Path
     size_bytes: int
     sha256: str
-    operators: dict[str, int] = field(default_factory=dict)
 
 
 class Session(Protocol):
@@ -43,3 +40,6 @@ class Exporter(Protocol):
 
     def open(self, path: Path, target: Target) -> Session:
         """Loads a written file in the real runtime."""
+
+    def operators(self, path: Path) -> dict[str, int]:
+        """Counts of what the runtime really executes after its own optimization, keys such as "Conv:int8" or "MatMul:fp32"."""

@@ -10,7 +10,8 @@ class Site:
     """A place a plan can name.
 
     name: the module path that owns the weight, or the node's name where there is none; `path@node` when a weight is used again.
-    kind: the operator, e.g. "conv2d" or "linear" (analyze.trace.KINDS). node: the graph node. weights: parameter names in the graph, empty for operators without weights.
+    kind: the operator, e.g. "conv2d" or "linear" (analyze.trace.KINDS). node: the graph node. weights: parameter names in
+    the graph, empty for operators without weights.
     depthwise: a convolution with one input channel per group.
     """
 

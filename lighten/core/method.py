@@ -1,7 +1,7 @@
 """The contract every compression method keeps, and the card that says what it is.
 
-A method works in two steps, because a search asks for many plans and must pay for the data only once: `prepare` goes through the
-calibration data, `realize` carries out a plan on what was learned.
+A method works in two steps, because a search asks for many plans and must pay for the data only once: `prepare` goes through
+the calibration data, `realize` carries out a plan on what was learned.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A method's result. graph: the network with integer weights and quantize/dequantize nodes, runs in torch. plan: what each site
-    became. sites: per site facts for the report, JSON data.
+    """A method's result. graph: the network with integer weights and quantize/dequantize nodes, runs in torch. plan: what
+    each site became. sites: per site facts for the report, JSON data.
     """
 
     graph: fx.GraphModule
@@ -40,7 +40,10 @@ class Compressed:
 
 
 class Prepared(Protocol):
-    """A method that knows its data."""
+    """A method that knows its data. graph: the float network it works on."""
+
+    @property
+    def graph(self) -> Graph: ...
 
     def proposals(self) -> tuple[Plan, ...]:
         """Complete plans worth trying, the most promising first."""

@@ -24,7 +24,8 @@ class Origin:
     source: the path or name given by the user.
     task: one of TASKS, or None when the reader cannot know; then the data decides.
     folder: the folder that holds the preprocessing files named in `files`, or None.
-    files: names, relative to `folder`, of tokenizer, image-processor or feature-extractor files that must travel with the model.
+    files: names, relative to `folder`, of tokenizer, image-processor or feature-extractor files that must travel with the
+    model.
     labels: class names in output order; empty when unknown.
     dynamic: for each input, the dimensions whose size may vary, mapped to their names, e.g. ({0: "batch", 1: "tokens"},).
     """

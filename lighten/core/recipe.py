@@ -24,8 +24,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """steps: in order. sites: pattern (fnmatch) -> "keep", the user's pins. plan: a resolved plan; when given, nothing is searched
-    and the run replays it. seed: of every random choice.
+    """steps: in order. sites: pattern (fnmatch) -> "keep", the user's pins. plan: a resolved plan; when given, nothing is
+    searched and the run replays it. seed: of every random choice.
     """
 
     steps: tuple[Step, ...] = (Step("quantize", {"bits": 8}),)

@@ -5,16 +5,18 @@ node name (`add_3`).
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, final
 
 from lighten.core.errors import InputError
 
 
+@final
 @dataclass(frozen=True)
 class Keep:
     """The site stays in float."""
 
 
+@final
 @dataclass(frozen=True)
 class Quant:
     """Integers on a uniform grid: x' = scale * (q - zero).

@@ -25,14 +25,18 @@ _REASONS = {
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes the whole file or nothing. Text is UTF-8. Raises InputError when the disk is full or the folder cannot be written."""
+    """Writes the whole file or nothing. Text is UTF-8. Raises InputError when the disk is full or the folder cannot be
+    written.
+    """
     with open_atomic(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when the block ends without an error. Raises InputError as `write_atomic` does."""
+    """A file that appears under its name only when the block ends without an error. Raises InputError as `write_atomic`
+    does.
+    """
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:

@@ -1,7 +1,7 @@
 """What a resumed run need not do again: finished pieces of work, one file each, in a folder.
 
-JSON values and dicts of tensors (safetensors) are kept under the hash of their key. The folder belongs to one run: when the model,
-data, recipe or target differ, everything in it is forgotten.
+JSON values and dicts of tensors (safetensors) are kept under the hash of their key. The folder belongs to one run: when the
+model, data, recipe or target differ, everything in it is forgotten.
 """
 
 import hashlib

@@ -5,12 +5,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("torch", "torch.onnx", "torch.utils._pytree", "torch.fx", "torch.export", "torchao", "transformers", "onnxscript", "onnx_ir")
+_LOGGERS = (
+    "torch",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torch.fx",
+    "torch.export",
+    "torchao",
+    "transformers",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings are dropped and loggers of torch, torchao, transformers and the ONNX exporter show errors only, inside the block."""
+    """Warnings are dropped and loggers of torch, torchao, transformers and the ONNX exporter show errors only, inside the
+    block.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

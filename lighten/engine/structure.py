@@ -1,8 +1,9 @@
-"""A traced network as plain data: JSON for its structure, tensors beside it. No pickle, and no code is run that is not an operator.
+"""A traced network as plain data: JSON for its structure, tensors beside it. No pickle, and no code is run that is not an
+operator.
 
 A node is {"name", "op", "target", "args", "kwargs"}. Arguments are JSON values; what JSON lacks is a one-key mapping:
-{"node": name}, {"tuple": [...]}, {"dtype": "float32"}, {"device": "cpu"}, {"memory_format": ...}, {"layout": ...}, {"slice": [...]},
-{"float": "inf"}.
+{"node": name}, {"tuple": [...]}, {"dtype": "float32"}, {"device": "cpu"}, {"memory_format": ...}, {"layout": ...}, {"slice":
+[...]}, {"float": "inf"}.
 """
 
 import math
@@ -21,7 +22,9 @@ _PYTHON: dict[str, Callable[..., Any]] = {
     f"operator.{name}": getattr(operator, name)
     for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "pow")
 }
-_PYTHON |= {f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_ite", "sym_not")}
+_PYTHON |= {
+    f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_ite", "sym_not")
+}
 _NAMES = {function: name for name, function in _PYTHON.items()}
 
 
@@ -37,7 +40,8 @@ def from_structure(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     """The inverse of `to_structure`. Raises InputError when an operator is unknown, a tensor missing or the data malformed."""
     if structure.get("format") != FORMAT:
         raise InputError(f"structure.json has format {structure.get('format')!r}; this version reads {FORMAT}.")
-    root, graph, made = nn.Module(), fx.Graph(), {}
+    root, graph = nn.Module(), fx.Graph()
+    made: dict[str, fx.Node] = {}
     try:
         for entry in structure["nodes"]:
             made[entry["name"]] = _node_from_data(entry, graph, root, tensors, made)
@@ -72,7 +76,7 @@ def _node_from_data(
         return graph.get_attr(entry["target"])
     args = tuple(_from_data(value, made) for value in entry["args"])
     if entry["op"] == "output":
-        return graph.output(args[0] if len(args) == 1 else args)
+        return graph.create_node("output", "output", (args[0] if len(args) == 1 else args,), {}, "output")
     kwargs = {name: _from_data(value, made) for name, value in entry["kwargs"].items()}
     return graph.create_node("call_function", _target(entry["target"]), args, kwargs, entry["name"])
 

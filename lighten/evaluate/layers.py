@@ -13,9 +13,11 @@ from lighten.core.graph import Site
 def layer_sqnr_db(
     original: fx.GraphModule, compressed: fx.GraphModule, sites: Iterable[Site], inputs: tuple[Tensor, ...]
 ) -> dict[str, float]:
-    """Signal to quantization noise of each site's output in decibels, 10 log10(sum y^2 / sum (y - y')^2), both graphs on `inputs`.
+    """Signal to quantization noise of each site's output in decibels, 10 log10(sum y^2 / sum (y - y')^2), both graphs on
+    `inputs`.
 
-    Sites whose node is not in the compressed graph (a rewritten embedding) are left out. Holds every site's float output at once.
+    Sites whose node is not in the compressed graph (a rewritten embedding) are left out. Holds every site's float output at
+    once.
     """
     by_node = {site.node: site.name for site in sites}
     before, after = _Outputs(original, by_node), _Outputs(compressed, by_node)

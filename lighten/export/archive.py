@@ -1,4 +1,6 @@
-"""The part of the folder that lighten itself can load again: structure.json, weights.safetensors and the preprocessing files."""
+"""The part of the folder that lighten itself can load again: structure.json, weights.safetensors and the preprocessing
+files.
+"""
 
 import json
 from pathlib import Path
@@ -23,7 +25,9 @@ def write_archive(compressed: Compressed, folder: Path) -> list[str]:
     structure = {"graph": graph, "plan": compressed.plan.to_dict(), **_interface(model)}
     write_atomic(folder / "structure.json", json.dumps(structure, indent=1) + "\n")
     # tied weights share memory; safetensors wants each name to own its bytes
-    write_atomic(folder / "weights.safetensors", safetensors.torch.save({name: tensor.clone() for name, tensor in tensors.items()}))
+    write_atomic(
+        folder / "weights.safetensors", safetensors.torch.save({name: tensor.clone() for name, tensor in tensors.items()})
+    )
     return ["structure.json", "weights.safetensors", *_copy_preprocessing(model, folder)]
 
 

@@ -1,6 +1,7 @@
 """Rewrites on the quantized torch graph, so that ONNX can say what it means.
 
-* A linear layer becomes a product with the transposed codes: ONNX Runtime has integer kernels for MatMul with a constant right side,
+* A linear layer becomes a product with the transposed codes: ONNX Runtime has integer kernels for MatMul with a constant
+right side,
   but leaves a transpose between the codes and the product in float.
 * Average pooling to one value becomes GlobalAveragePool.
 * A dynamically quantized linear layer becomes DynamicQuantizeLinear and MatMulInteger.

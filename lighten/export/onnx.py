@@ -100,7 +100,7 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
     from lighten.export.lower import translations
 
     example = tuple(value.clone() for value in model.example)
-    shapes = tuple({dim: torch.export.Dim.AUTO for dim in dims} for dims in model.origin.dynamic) or None
+    shapes = tuple(dict.fromkeys(dims, torch.export.Dim.AUTO) for dims in model.origin.dynamic) or None
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)

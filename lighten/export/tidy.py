@@ -29,8 +29,8 @@ def tidy(proto: "ModelProto") -> None:
 
 
 def name_outputs(graph: "GraphProto", names: Sequence[str]) -> None:
-    """Gives the outputs their names; an inner tensor that had such a name already is renamed. (The exporter's own renaming makes
-    two tensors of one name then.)
+    """Gives the outputs their names; an inner tensor that had such a name already is renamed. (The exporter's own renaming
+    makes two tensors of one name then.)
     """
     change = {name: f"{name}_inner" for name in names}
     change |= {output.name: name for output, name in zip(graph.output, names, strict=False)}
@@ -90,9 +90,9 @@ def fold_stored_weights(graph: "GraphProto") -> None:
         if not is_stored or any(_runs_in_integers(reader, producers) for reader in readers[node.output[0]]):
             nodes.append(node)
             continue
-        axis, codes, scale = _attribute(node, "axis") or 0, constants[node.input[0]], constants[node.input[1]]
+        codes, scale = constants[node.input[0]], constants[node.input[1]]
         shape = [1] * codes.ndim
-        shape[axis if scale.size > 1 else 0] = scale.size
+        shape[_axis(node) if scale.size > 1 else 0] = scale.size
         name, scale_name = node.output[0], f"{node.output[0]}_scale"
         graph.initializer.append(numpy_helper.from_array(scale.reshape(shape).astype(np.float32), scale_name))
         nodes.append(helper.make_node("Cast", [node.input[0]], [f"{name}_float"], f"{name}_cast", to=TensorProto.FLOAT))
@@ -110,7 +110,9 @@ def quantize_biases(graph: "GraphProto") -> None:
     producers, _, constants = _index(graph)
     nodes: list[NodeProto] = []
     for node in graph.node:
-        operands = [producers.get(name) for name in node.input[:2]] if node.op_type == "Gemm" and len(node.input) == 3 else [None]
+        operands = (
+            [producers.get(name) for name in node.input[:2]] if node.op_type == "Gemm" and len(node.input) == 3 else [None]
+        )
         if all(operand is not None and operand.op_type == "DequantizeLinear" for operand in operands):
             scales = [constants[operand.input[1]].astype(np.float32) for operand in operands if operand is not None]
             bias = constants[node.input[2]]
@@ -157,6 +159,11 @@ def _attribute(node: "NodeProto", name: str) -> "int | bytes | list[int] | None"
 
     found = [attribute for attribute in node.attribute if attribute.name == name]
     return helper.get_attribute_value(found[0]) if found else None
+
+
+def _axis(node: "NodeProto") -> int:
+    axis = _attribute(node, "axis")
+    return axis if isinstance(axis, int) else 1
 
 
 def _pad_amounts(pad: "NodeProto", constants: dict[str, np.ndarray]) -> list[int] | None:

@@ -37,7 +37,9 @@ def affine(low: float, high: float, bits: int = 8) -> Affine:
 
 def fake_quantize(x: Tensor, grid: Affine) -> Tensor:
     """x rounded to the grid and back, float."""
-    return ((x / grid.scale).round() + grid.zero).clamp(grid.low, grid.high).sub(grid.zero).mul(grid.scale)
+    codes: Tensor = ((x / grid.scale).round() + grid.zero).clamp(grid.low, grid.high)
+    rounded: Tensor = (codes - grid.zero) * grid.scale
+    return rounded
 
 
 def symmetric_scale(weight_OK: Tensor, bits: int = 8, *, ranges: str = "minmax") -> Tensor:
@@ -51,7 +53,8 @@ def symmetric_scale(weight_OK: Tensor, bits: int = 8, *, ranges: str = "minmax")
     full_O = (peak_O / high).clamp_min(SMALLEST_SCALE)
     if ranges == "minmax":
         return full_O
-    best_O, least_O = full_O, _row_error(weight_OK, full_O, high)
+    best_O: Tensor = full_O
+    least_O = _row_error(weight_OK, full_O, high)
     for factor in torch.linspace(1.0, 0.5, 32)[1:].tolist():
         scale_O = (full_O * factor).clamp_min(SMALLEST_SCALE)
         error_O = _row_error(weight_OK, scale_O, high)

@@ -104,8 +104,8 @@ def _least(seen: Seen, low_C: Tensor, high_C: Tensor, bits: int) -> tuple[float,
 
 
 def _divergence(seen: Seen, factor: float, levels: int) -> float:
-    """KL(original || quantized) over the histogram's bins. A step's mass is spread evenly over its bins that were not empty; the bins
-    beyond the range keep a thousandth of a count, so that cutting them costs their mass times a finite number.
+    """KL(original || quantized) over the histogram's bins. A step's mass is spread evenly over its bins that were not empty;
+    the bins beyond the range keep a thousandth of a count, so that cutting them costs their mass times a finite number.
     """
     low, high = min(seen.low, 0.0) * factor, max(seen.high, 0.0) * factor
     step = max((high - low) / (levels - 1), 1e-30)

@@ -23,7 +23,9 @@ def load_saved(folder: Path) -> Model:
         structure = json.loads((folder / "structure.json").read_text(encoding="utf-8"))
         tensors = safetensors.torch.load_file(folder / "weights.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be read: {error}.", hint="structure.json and weights.safetensors are needed.") from error
+        raise InputError(
+            f"{folder} cannot be read: {error}.", hint="structure.json and weights.safetensors are needed."
+        ) from error
     try:
         return _model(structure, from_structure(structure["graph"], tensors), folder)
     except (KeyError, TypeError, AttributeError) as error:

@@ -31,7 +31,7 @@ def lines(report: Report) -> tuple[Line, ...]:
 
 
 def drop_in_words(report: Report) -> str:
-    """"drop 0.22 % (95 %: -0.10 % to 0.54 %)", or "" where it was not measured."""
+    """ "drop 0.22 % (95 %: -0.10 % to 0.54 %)", or "" where it was not measured."""
     drop, bounds = report.get("drop"), interval(report.get("drop_interval"))
     return "" if drop is None else f"drop {figures.percent(drop)}{_between(bounds, figures.percent)}"
 
@@ -43,8 +43,8 @@ def _score(report: Report, before: Measurement, after: Measurement) -> Line:
         return figures.score(metric, value)
 
     name = figures.capitalized(figures.metric_name(metric)) or "Score"
-    scores = (figures.shown(side.get("score"), write) for side in (before, after))
-    return Line(name, *scores, change=drop_in_words(report))
+    was, now = (figures.shown(side.get("score"), write) for side in (before, after))
+    return Line(name, was, now, drop_in_words(report))
 
 
 def _size(before: Measurement, after: Measurement) -> Line:
@@ -53,12 +53,16 @@ def _size(before: Measurement, after: Measurement) -> Line:
 
 
 def _latencies(report: Report, before: Measurement, after: Measurement) -> Iterable[Line]:
-    medians = before.get("latency_ms_p50"), after.get("latency_ms_p50")
-    tails = before.get("latency_ms_p95"), after.get("latency_ms_p95")
     speedup, bounds = report.get("speedup"), interval(report.get("speedup_interval"))
-    known = _speed(*medians) if speedup is None else f"{figures.ratio(speedup)} times as fast{_between(bounds, figures.ratio)}"
-    yield Line("Latency, median", *(figures.shown(value, figures.milliseconds) for value in medians), change=known)
-    yield Line("Latency, 95th percentile", *(figures.shown(v, figures.milliseconds) for v in tails), change=_speed(*tails))
+    was, now = before.get("latency_ms_p50"), after.get("latency_ms_p50")
+    known = _speed(was, now) if speedup is None else f"{figures.ratio(speedup)} times as fast{_between(bounds, figures.ratio)}"
+    yield Line("Latency, median", *_written(was, now), known)
+    was, now = before.get("latency_ms_p95"), after.get("latency_ms_p95")
+    yield Line("Latency, 95th percentile", *_written(was, now), _speed(was, now))
+
+
+def _written(was: float | None, now: float | None) -> tuple[str, str]:
+    return figures.shown(was, figures.milliseconds), figures.shown(now, figures.milliseconds)
 
 
 def _counts(before: Measurement, after: Measurement) -> Iterable[Line]:

@@ -100,7 +100,7 @@ def capitalized(words: str) -> str:
 
 
 def number_of(amount: int, singular: str, plural: str = "") -> str:
-    """"1 layer", "180 layers"."""
+    """ "1 layer", "180 layers"."""
     return f"{count(amount)} {singular if amount == 1 else plural or singular + 's'}"
 
 

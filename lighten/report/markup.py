@@ -1,5 +1,5 @@
-"""HTML from Python, safe by type: text becomes `Html` only through `text`, which escapes it, so the type checker refuses a class
-name or a file name that was put into the page as it is.
+"""HTML from Python, safe by type: text becomes `Html` only through `text`, which escapes it, so the type checker refuses a
+class name or a file name that was put into the page as it is.
 """
 
 import html
@@ -23,14 +23,14 @@ def figure(written: str) -> Html:
     return text(signed.replace(" -", " \N{MINUS SIGN}").replace(" %", "\N{NO-BREAK SPACE}%"))
 
 
-def element(name: str, *children: Html, **attributes: object) -> Html:
-    """`<name attributes>children</name>`. Attribute values are escaped; None leaves the attribute out. Underscores become hyphens
-    and a trailing one is dropped: class_, aria_label.
+def element(tag: str, /, *children: Html, **attributes: object) -> Html:
+    """`<tag attributes>children</tag>`. Attribute values are escaped; None leaves the attribute out. Underscores become
+    hyphens and a trailing one is dropped: class_, aria_label.
     """
     written = "".join(f' {_key(key)}="{text(value)}"' for key, value in attributes.items() if value is not None)
-    if name in _VOID:
-        return Html(f"<{name}{written}>")
-    return Html(f"<{name}{written}>{''.join(children)}</{name}>")
+    if tag in _VOID:
+        return Html(f"<{tag}{written}>")
+    return Html(f"<{tag}{written}>{''.join(children)}</{tag}>")
 
 
 def join(parts: Iterable[Html]) -> Html:
@@ -74,3 +74,7 @@ def cell(*children: Html, class_: str | None = None, value: float | None = None)
 def number(written: str, value: float | None = None) -> Html:
     """A cell that holds a figure, right-aligned."""
     return cell(figure(written), class_="number", value=value)
+
+
+def _key(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")

@@ -1,7 +1,7 @@
 """The report as data: what `report.json` holds, and what the page, the table and other programs read.
 
-Every key may be missing or null; docs/report.md describes each in words. Fractions are in [0, 1] unless said otherwise, sizes are
-bytes, times carry their unit in the name.
+Every key may be missing or null; docs/report.md describes each in words. Fractions are in [0, 1] unless said otherwise,
+sizes are bytes, times carry their unit in the name.
 """
 
 import math
@@ -35,7 +35,7 @@ class Broken(TypedDict, total=False):
 
 
 class ModelFacts(TypedDict, total=False):
-    """source: the path or name given. kind: the reader. task: one of core.model.TASKS."""
+    """source: the path or name given. kind: of core.model.Origin. task: one of core.model.TASKS."""
 
     source: str
     kind: str
@@ -50,9 +50,12 @@ class BadRow(TypedDict, total=False):
 
 
 class DataFacts(TypedDict, total=False):
-    """num_test: examples scored. num_calibration: examples that set activation ranges. labels: class names in output order."""
+    """digest: sha256 over the source's content. num_test: examples scored. num_calibration: examples that set activation
+    ranges. labels: class names in output order.
+    """
 
     source: str
+    digest: str
     num_test: int
     num_calibration: int
     bad_rows: list[BadRow]
@@ -60,12 +63,13 @@ class DataFacts(TypedDict, total=False):
 
 
 class Measurement(TypedDict, total=False):
-    """One file, measured in its runtime. score: in the metric's unit. macs: of one example."""
+    """One file, measured in its runtime. score: in the metric's unit. latency_count: samples. macs: of one example."""
 
     score: float
     size_bytes: int
     latency_ms_p50: float
     latency_ms_p95: float
+    latency_count: int
     params: int
     macs: int
     peak_memory_bytes: int
@@ -80,8 +84,9 @@ class Decision(TypedDict, total=False):
 
 
 class ClassFlips(TypedDict, total=False):
-    """Examples of one class whose prediction changed."""
+    """Examples of one class whose prediction changed, among num_examples of the class."""
 
+    num_examples: int
     right_to_wrong: int
     wrong_to_right: int
     changed: int
@@ -145,9 +150,12 @@ class Candidate(TypedDict, total=False):
 
 
 class Report(TypedDict, total=False):
-    """One run. steps: the ledger's entries, each with `what`, `seconds` since the run began, and further facts."""
+    """One run. steps: the ledger's entries, each with `what`, `seconds` since the run began, and further facts. plan: what each
+    site became, as core.plan.Plan.to_dict gives it.
+    """
 
     verdict: Literal["met", "infeasible"]
+    interrupted: bool
     contract: Contract
     broken: list[Broken]
     model: ModelFacts
@@ -157,12 +165,15 @@ class Report(TypedDict, total=False):
     compressed: Measurement
     drop: float
     drop_interval: list[float]
+    drop_method: str
+    mean_kl: float
     num_examples: int
     decision: Decision
     flips: Flips
     runtime: str
     threads: int
     batch: int
+    input_shapes: list[list[int]]
     seed: int
     device: str
     operators: dict[str, int]
@@ -175,6 +186,7 @@ class Report(TypedDict, total=False):
     notes: list[str]
     layers: list[Layer]
     candidates: list[Candidate]
+    plan: dict[str, dict[str, Any]]
     steps: list[dict[str, Any]]
     seconds: float
     peak_memory_bytes: int

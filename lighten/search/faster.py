@@ -17,7 +17,9 @@ _LEAST_NOISE = 0.02
 
 @dataclass(frozen=True)
 class Speed:
-    """A trial and its time beside the original's. slower_parts: kinds of layers that went back to float because int8 was slower."""
+    """A trial and its time beside the original's. slower_parts: kinds of layers that went back to float because int8 was
+    slower.
+    """
 
     trial: Trial
     timing: Timing
@@ -27,8 +29,8 @@ class Speed:
     def is_faster(self) -> bool:
         """True when the whole 95 % interval of the time ratio lies below 1 by more than the noise of this run.
 
-        noise: how far the original's own second timing was from its first, at least 2 %: what a null comparison shows on a quiet
-        machine with calls this short.
+        noise: how far the original's own second timing was from its first, at least 2 %: what a null comparison shows on a
+        quiet machine with calls this short.
         """
         noise = max(abs(self.timing.noise_ratio - 1), _LEAST_NOISE)
         return self.ratio_interval[1] < 1 - noise

@@ -1,5 +1,5 @@
-"""The truth gate: the chosen file, loaded anew in its runtime, must do what the compressed torch graph does, and really be what it is
-called.
+"""The truth gate: the chosen file, loaded anew in its runtime, must do what the compressed torch graph does, and really be
+what it is called.
 """
 
 import sys
@@ -20,8 +20,9 @@ _EXACT_DB = 40.0
 
 @dataclass(frozen=True)
 class Gate:
-    """parity: the file against the compressed torch graph. operators: what the runtime executes, counted. layers: SQNR of each site's
-    output in decibels. peaks: peak memory in bytes of a fresh process that runs the original's and the compressed file once.
+    """parity: the file against the compressed torch graph. operators: what the runtime executes, counted. layers: SQNR of
+    each site's output in decibels. peaks: peak memory in bytes of a fresh process that runs the original's and the
+    compressed file once.
     """
 
     parity: Parity
@@ -33,8 +34,8 @@ class Gate:
 def pass_gate(trials: Trials, trial: Trial) -> Gate:
     """Raises ParityError when the file departs from the torch graph by more than quantization itself explains.
 
-    Integer kernels round at other places than the torch graph, so single codes may differ by one; that noise must stay below the
-    noise of quantization (within 3 dB), or below 1 % of the signal's amplitude (40 dB).
+    Integer kernels round at other places than the torch graph, so single codes may differ by one; that noise must stay below
+    the noise of quantization (within 3 dB), or below 1 % of the signal's amplitude (40 dB).
     """
     session = trials.exporter.open(trial.export.path, trials.target)
     how = Pass(trials.data.task, batch_size=trials.target.batch, limit=PARITY_EXAMPLES, progress=trials.run.progress)

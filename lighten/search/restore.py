@@ -1,7 +1,7 @@
 """When the drop is too large: the sites that hurt most go back towards float, as few as keep the contract.
 
-Sites are ranked by the noise that each alone puts on the network's output; then the shortest prefix of that ranking that holds the
-drop is found by doubling and bisection, each step a real file scored on the test examples.
+Sites are ranked by the noise that each alone puts on the network's output; then the shortest prefix of that ranking that
+holds the drop is found by doubling and bisection, each step a real file scored on the test examples.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,8 @@ def restore(trials: Trials, start: Trial, *, holds: Callable[[Trial], bool], inp
 
 
 def rank(prepared: Prepared, plan: Plan, *, inputs: tuple[Tensor, ...], run: Run) -> dict[str, float]:
-    """For each site of the plan: the noise power on the network's first output when that site alone is compressed, relative to the
-    output's power.
+    """For each site of the plan: the noise power on the network's first output when that site alone is compressed, relative
+    to the output's power.
     """
     inputs = tuple(value[:_EXAMPLES] for value in inputs)
     clean = _first(prepared.realize(Plan(), repair=False).graph, inputs)
@@ -54,9 +54,7 @@ def rank(prepared: Prepared, plan: Plan, *, inputs: tuple[Tensor, ...], run: Run
     return dict(run.memory.remember(f"damage-{plan.key()}", measure))
 
 
-def _shortest(
-    trials: Trials, plan: Plan, *, changes: dict[str, Spec], holds: Callable[[Trial], bool]
-) -> Trial | None:
+def _shortest(trials: Trials, plan: Plan, *, changes: dict[str, Spec], holds: Callable[[Trial], bool]) -> Trial | None:
     sites = list(changes)
 
     def attempt(count: int) -> Trial:
@@ -78,4 +76,5 @@ def _shortest(
 @torch.no_grad()
 def _first(graph: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> Tensor:
     output = graph(*inputs)
-    return (output[0] if isinstance(output, tuple | list) else output).detach().float()
+    first: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return first.detach().float()

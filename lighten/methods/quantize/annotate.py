@@ -8,7 +8,7 @@ import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -48,10 +48,11 @@ def insert(graph: Graph, plan: Plan, grids: Mapping[str, Affine], rows: Mapping[
     grids: for each tensor in `sites.tensors`. rows: codes of each quantized weight, by parameter name.
     """
     module = prepare_pt2e(copy.deepcopy(graph.module), PlanQuantizer(graph, plan, grids, rows))
-    return convert_pt2e(module, fold_quantize=False)
+    converted: fx.GraphModule = convert_pt2e(module, fold_quantize=False)
+    return converted
 
 
-class PlanQuantizer(Quantizer):
+class PlanQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates exactly the sites the plan names."""
 
     def __init__(self, graph: Graph, plan: Plan, grids: Mapping[str, Affine], rows: Mapping[str, Rows]) -> None:
@@ -68,7 +69,7 @@ class PlanQuantizer(Quantizer):
             self._annotate_activations(nodes[site.node], site.kind, dynamic=spec.dynamic)
             if spec.weights is not None and site.kind in _MANY_ROWS:
                 weight = nodes[site.node].args[1]
-                name = str(weight.target)  # type: ignore[union-attr]
+                name = str(weight.target)
                 _annotation(nodes[site.node]).input_qspec_map[weight] = self._weight(name)
         return model
 
@@ -139,7 +140,9 @@ def _write_dynamic(model: fx.GraphModule, value: fx.Node) -> fx.Node:
 
 
 def write_rows(model: fx.GraphModule, name: str, rows: Rows) -> fx.Node:
-    """Stores codes, scales and zero points beside `name` and returns the node that dequantizes them (at the insertion point)."""
+    """Stores codes, scales and zero points beside `name` and returns the node that dequantizes them (at the insertion
+    point).
+    """
     zero_O = torch.zeros_like(rows.scale_O, dtype=torch.int64)
     parts = {"codes": rows.codes, "scale": rows.scale_O, "zero": zero_O}
     for part, value in parts.items():
@@ -148,7 +151,7 @@ def write_rows(model: fx.GraphModule, name: str, rows: Rows) -> fx.Node:
     return model.graph.call_function(quantized.dequantize_per_channel.default, (*nodes, rows.dim, -127, 127, torch.int8))
 
 
-class _Writer(ObserverBase):
+class _Writer(ObserverBase):  # type: ignore[misc]
     """What PT2E takes for an observer; at conversion it writes its nodes and disappears."""
 
     def __init__(self, write: Write) -> None:
@@ -165,6 +168,6 @@ class _Writer(ObserverBase):
     def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
         """Replaces the observer's node by the nodes of its writer."""
         with model.graph.inserting_before(node):
-            written = self._write(model, node.args[0])
+            written = self._write(model, cast(fx.Node, node.args[0]))
         node.replace_all_uses_with(written)
         model.graph.erase_node(node)

@@ -1,7 +1,8 @@
 """Bias correction: rounding weights and activations shifts the mean of a layer's output; its bias takes the shift back.
 
-Nagel et al. 2019, arXiv:1906.04721, section 4.2 (the empirical form), done in sequence: a layer is corrected on inputs that already
-carry the errors and corrections of the layers before it, and all layers are corrected in one pass of the quantized graph.
+Nagel et al. 2019, arXiv:1906.04721, section 4.2 (the empirical form), done in sequence: a layer is corrected on inputs that
+already carry the errors and corrections of the layers before it, and all layers are corrected in one pass of the quantized
+graph.
 
 Dimension key: B examples, O output channels, S everything else.
 """

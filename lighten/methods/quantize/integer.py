@@ -1,7 +1,7 @@
 """Eight-bit integers: weights per channel, activations per tensor.
 
-The float graph runs once over the calibration data; everything after that - ranges, codes, a new plan - needs no forward pass but
-the one that corrects biases.
+The float graph runs once over the calibration data; everything after that - ranges, codes, a new plan - needs no forward
+pass but the one that corrects biases.
 
 Dimension key: O output channels, K everything else.
 """
@@ -47,9 +47,11 @@ class Quantize:
     """Post-training int8.
 
     bits: 8, of weights and activations. weights: 8. activations: 8 (static ranges from calibration), "dynamic" (ranges of each
-    input, linear layers only), "float" (weights are stored in int8, computation stays in float), or None: what suits the network.
+    input, linear layers only), "float" (weights are stored in int8, computation stays in float), or None: what suits the
+    network.
     ranges: of activations; "minmax", "moving_average", "percentile", "mse" or "entropy". percentile: kept share in percent, in
-    (50, 100], for ranges="percentile". weight_ranges: "minmax" or "mse". bias_correction: shift biases so that channel means stay.
+    (50, 100], for ranges="percentile". weight_ranges: "minmax" or "mse". bias_correction: shift biases so that channel means
+    stay.
     samples: calibration examples, at least 1.
     """
 
@@ -109,8 +111,8 @@ class Calibrated:
     batches: tuple[Batch, ...] = field(repr=False)
 
     def proposals(self) -> tuple[Plan, ...]:
-        """Every site that can be int8. Where the user leaves the activations open: static ranges and, for networks of linear layers
-        on sequences, dynamic ones first (a single static range fits the outliers of a transformer badly)."""
+        """Every site that can be int8. Where the user leaves the activations open: static ranges and, for networks of linear
+        layers on sequences, dynamic ones first (a single static range fits the outliers of a transformer badly)."""
         wanted = self.method.activations
         kinds = [site.kind for site in self.graph.sites if site.weights]
         is_transformer = kinds.count("linear") > len(kinds) / 2 and "embedding" in kinds
@@ -170,12 +172,13 @@ class Calibrated:
         return (partial(percentile, percent=self.method.percentile) if self.method.ranges == "percentile" else choose)(seen)
 
     def _correct(self, module: Any, plan: Plan) -> None:
-        static = {node.name: site for site, node in sites.statics(self.graph, plan) if site.kind in CORRECTABLE and site.bias}
-        if not static or not self.batches:
+        rounded = {site.node: site for site in self.graph.sites if site.bias and site.kind in CORRECTABLE and site.name in plan}
+        rounded = {node: site for node, site in rounded.items() if type(plan[site.name]) is Quant}
+        if not rounded or not self.batches:
             return
         inputs = tuple(fastest_layout(value) for value in _joined(self.batches))
-        means = observe_means(self.graph.module, static, inputs)
-        correct_biases(module, static, means, inputs)
+        means = observe_means(self.graph.module, rounded, inputs)
+        correct_biases(module, rounded, means, inputs)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -42,7 +42,9 @@ class Observer(fx.Interpreter):
             raise InputError(f"Calibration met NaN or infinity at {name}.", hint="Look for NaN in the data or overflow there.")
         self._extremes.setdefault(name, []).append((low, high))
         # a dense tensor in any memory layout is one flat run of values
-        flat = value.as_strided((value.numel(),), (1,)) if value.is_contiguous(memory_format=_layout(value)) else value.flatten()
+        flat = (
+            value.as_strided((value.numel(),), (1,)) if value.is_contiguous(memory_format=_layout(value)) else value.flatten()
+        )
         if flat.numel() > self._each:
             flat = flat[torch.randint(flat.numel(), (self._each,), generator=self._generator)]
         self._samples.setdefault(name, []).append(flat.float().clone())
@@ -66,14 +68,21 @@ def observe(
 def to_tensors(seen: Mapping[str, Seen]) -> dict[str, Tensor]:
     """The record as a flat dict of tensors, to be kept: four extremes, then the histogram."""
     return {
-        name: torch.cat([torch.tensor([one.low, one.high, one.average_low, one.average_high], dtype=torch.float64), one.counts_N])
+        name: torch.cat(
+            [torch.tensor([one.low, one.high, one.average_low, one.average_high], dtype=torch.float64), one.counts_N]
+        )
         for name, one in seen.items()
     }
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Seen]:
     """The inverse of `to_tensors`."""
-    return {name: Seen(*value[:4].tolist(), counts_N=value[4:]) for name, value in tensors.items()}
+    return {name: _seen(value) for name, value in tensors.items()}
+
+
+def _seen(value: Tensor) -> Seen:
+    low, high, average_low, average_high = (float(end) for end in value[:4])
+    return Seen(low, high, average_low, average_high, value[4:])
 
 
 def fastest_layout(value: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ A tensor is named by the graph node that makes it. Padding with zeros in front o
 every grid, so quantizing before the padding is the same, and runtimes can then fold the padding into the convolution.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -59,17 +60,14 @@ def takes(site: Site, spec: Spec) -> bool:
 
 def inputs(node: fx.Node, kind: str) -> Iterator[Edge]:
     """The activations that the site's node reads."""
-    if kind == "concat":
-        arguments = list(node.args[0])  # type: ignore[arg-type]
-    else:
-        arguments = list(node.args[: 2 if kind in ("matmul", "add", "mul") else 1])
-    for argument in arguments:
+    read = node.args[0] if kind == "concat" else node.args[: 2 if kind in ("matmul", "add", "mul") else 1]
+    for argument in cast(Sequence[Any], read):
         if not isinstance(argument, fx.Node) or argument.op == "get_attr":
             continue
-        reader = node
-        while _is_zero_pad(argument):
-            reader, argument = argument, argument.args[0]
-        yield Edge(argument, reader)
+        reader, producer = node, argument
+        while _is_zero_pad(producer):
+            reader, producer = producer, cast(fx.Node, producer.args[0])
+        yield Edge(producer, reader)
 
 
 def output(node: fx.Node, kind: str) -> fx.Node | None:
@@ -112,7 +110,9 @@ def _is_zero_pad(node: fx.Node) -> bool:
 def _check_site(site: Site, spec: Spec) -> None:
     if takes(site, spec):
         return
-    able = [name for name, kinds in (("static", STATIC), ("dynamic", DYNAMIC), ("weights only", WEIGHTS_ONLY)) if site.kind in kinds]
+    able = [
+        name for name, kinds in (("static", STATIC), ("dynamic", DYNAMIC), ("weights only", WEIGHTS_ONLY)) if site.kind in kinds
+    ]
     raise UnfitError(
         f"{site.name} ({site.kind}) cannot become {spec}.",
         hint=f"It can be kept{''.join(f', or int8 ({name})' for name in able)}; weightless sites take weights=None.",

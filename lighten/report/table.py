@@ -1,0 +1,58 @@
+"""The report as plain text for a terminal, plain ASCII but for the dash of an unknown figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lighten.report import figures
+from lighten.report.comparison import lines
+from lighten.report.schema import Contract, Report, known
+from lighten.report.sections.verdict import NAMES, WRITERS, title
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Before and after, then the contract limit by limit, then the notes; ends without a line break."""
+    facts = known(report)
+    compared = [
+        ("", "original", "compressed", "change"),
+        *((one.name, one.before, one.after, one.change) for one in lines(facts)),
+    ]
+    parts = [_aligned(compared)] if len(compared) > 1 else ["Nothing was measured."]
+    terms = _terms(facts)
+    parts.append("\n".join([f"{title(facts)}.", *terms]))
+    parts.extend(facts.get("notes", []))
+    return "\n\n".join(parts)
+
+
+def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """The first and last column to the left, the figures to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    made = (
+        f"{name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}  {change}".rstrip()
+        for name, before, after, change in rows
+    )
+    return "\n".join(made)
+
+
+def _terms(report: Report) -> list[str]:
+    contract, reasons = report.get("contract", Contract()), _reasons(report)
+    limits = {
+        "max_drop": contract.get("max_drop"),
+        "size_bytes": contract.get("size_bytes"),
+        "latency_ms": contract.get("latency_ms"),
+    }
+    made = []
+    for key, term in limits.items():
+        if term is None or "limit" not in term:
+            continue
+        write = WRITERS[key]
+        state = {True: "holds", False: "broken", None: "undecided"}[term.get("holds")]
+        measured = figures.shown(term.get("measured"), write)
+        reason = f": {reasons[key]}" if key in reasons else ""
+        made.append(f"  {NAMES[key]:<9}  {measured:>9}  limit {write(term['limit']):>9}  {state}{reason}")
+    return made
+
+
+def _reasons(report: Report) -> dict[str, str]:
+    return {
+        entry["constraint"]: entry["why"] for entry in report.get("broken", []) if "constraint" in entry and entry.get("why")
+    }
