@@ -129,7 +129,7 @@ def _layers(graph: fx.GraphModule, values: Values, *, stored: set[fx.Node], batc
     for node in graph.graph.nodes:
         if node.op != "call_function" or node in stored:
             continue
-        num_macs = macs(node.target, _arguments(node, values), values[node])
+        num_macs = macs(node.target, _arguments(node, values), output=values[node])
         owned = _parameters(graph, node, stored)
         if node.name not in names and not num_macs and not owned:
             continue

@@ -108,7 +108,7 @@ COUNTS: dict[Any, Count] = {
 }
 
 
-def macs(operator: Any, arguments: Arguments, output: Any) -> int:
+def macs(operator: Any, arguments: Arguments, *, output: Any) -> int:
     """Multiply-accumulates of one call, the whole batch. operator: an ATen overload; zero for one that is not in COUNTS.
 
     arguments: as in the graph, with tensors (fake ones will do) in place of nodes. output: what the call gives.

@@ -12,15 +12,18 @@ _STRIP_HEIGHT = 96
 
 def bar(fraction: float, *, kind: str) -> Html:
     """A horizontal bar of `fraction` of the width, hidden from screen readers: its figure stands beside it."""
-    filled = element("span", class_=f"fill {kind}", style=f"width:{_percent(fraction)}")
-    return element("span", filled, class_="bar", aria_hidden="true")
+    return element("span", _fill(fraction, kind), class_="bar", aria_hidden="true")
 
 
 def overlaid(before: float, after: float) -> Html:
     """Two bars on one line, fractions of the width: what was, and in front of it what is left."""
-    was = element("span", class_="fill before", style=f"width:{_percent(before)}")
-    now = element("span", class_="fill after", style=f"width:{_percent(after)}")
-    return element("span", was, now, class_="bar", aria_hidden="true")
+    return element("span", _fill(before, "before"), _fill(after, "after"), class_="bar", aria_hidden="true")
+
+
+def arm(fraction: float, written: Html, *, kind: str) -> Html:
+    """One side of a diverging bar with its figure at the tip; the style sheet turns it to the left or the right."""
+    length = element("span", class_=f"length {kind}", style=f"--share:{min(max(fraction, 0.0), 1.0):.4f}", aria_hidden="true")
+    return element("div", length, element("span", written, class_="figure"), class_="arm")
 
 
 def bullet(measured: float, limit: float, *, holds: bool | None, label: str) -> Html:
@@ -106,5 +109,7 @@ def _column(left: float, width: float, *, height: float, kind: str) -> Html:
     )
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * min(max(fraction, 0.0), 1.0):.2f}%"
+def _fill(fraction: float, kind: str) -> Html:
+    """At least a pixel wide, so that a small amount is seen; nothing for none."""
+    width = 100 * min(max(fraction, 0.0), 1.0)
+    return element("span", class_=f"fill {kind}", style=f"width:{width:.2f}%") if width else NOTHING

@@ -8,7 +8,7 @@ from lighten.report.schema import Measurement, Report, interval
 
 _COUNTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("params", "Parameters", figures.large),
-    ("macs", "Multiply-accumulates", figures.large),
+    ("macs", "MACs", figures.large),
     ("peak_memory_bytes", "Peak memory", figures.size),
 )
 

@@ -9,12 +9,18 @@ from typing import NewType
 Html = NewType("Html", str)
 
 NOTHING = Html("")
-_VOID = ("img", "meta", "br", "col")
+_VOID = ("img", "meta", "wbr")
 
 
 def text(value: object) -> Html:
     """Escaped text. Half surrogates, as undecodable file names hold them, become question marks."""
     return Html(html.escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=True))
+
+
+def dotted(name: str) -> Html:
+    """An escaped dotted name that may break after a dot or an underscore."""
+    broken = text(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return Html(broken)
 
 
 def figure(written: str) -> Html:

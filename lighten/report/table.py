@@ -6,7 +6,8 @@ from typing import Any
 from lighten.report import figures
 from lighten.report.comparison import lines
 from lighten.report.schema import Contract, Report, known
-from lighten.report.sections.verdict import NAMES, WRITERS, title
+from lighten.report.sections.contract import NAMES, WRITERS
+from lighten.report.sections.verdict import title
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ CORRECTABLE = ("conv1d", "conv2d", "conv3d", "linear")
 def channel_means(value: Tensor, kind: str) -> Tensor:
     """Mean of each output channel of a convolution (dimension 1) or linear layer (last dimension), shape O, float64."""
     channel = value.dim() - 1 if kind == "linear" else 1
-    return value.double().mean(dim=[dim for dim in range(value.dim()) if dim != channel])
+    return value.mean(dim=[dim for dim in range(value.dim()) if dim != channel]).double()
 
 
 @torch.no_grad()

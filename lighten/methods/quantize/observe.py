@@ -37,14 +37,11 @@ class Observer(fx.Interpreter):
         return result
 
     def _record(self, name: str, value: Tensor) -> None:
-        low, high = (float(end) for end in torch.aminmax(value))
+        flat = _flat(value)
+        low, high = (float(end) for end in torch.aminmax(flat))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise InputError(f"Calibration met NaN or infinity at {name}.", hint="Look for NaN in the data or overflow there.")
         self._extremes.setdefault(name, []).append((low, high))
-        # a dense tensor in any memory layout is one flat run of values
-        flat = (
-            value.as_strided((value.numel(),), (1,)) if value.is_contiguous(memory_format=_layout(value)) else value.flatten()
-        )
         if flat.numel() > self._each:
             flat = flat[torch.randint(flat.numel(), (self._each,), generator=self._generator)]
         self._samples.setdefault(name, []).append(flat.float().clone())
@@ -90,9 +87,10 @@ def fastest_layout(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 and value.shape[1] > 1 else value
 
 
-def _layout(value: Tensor) -> torch.memory_format:
+def _flat(value: Tensor) -> Tensor:
+    """All values in one dimension, without a copy where the tensor is dense in either memory layout."""
     is_image = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_image else torch.contiguous_format
+    return value.permute(0, 2, 3, 1).flatten() if is_image else value.flatten()
 
 
 def _summarize(extremes: list[tuple[float, float]], sample: Tensor) -> Seen:

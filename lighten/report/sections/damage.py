@@ -1,5 +1,6 @@
 """Who pays for the compression: changed predictions class by class, and the examples themselves."""
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 
@@ -25,8 +26,9 @@ MAX_CLASSES = 1_000
 MAX_EXAMPLES = 50
 MAX_IMAGE_CHARACTERS = 4_000_000  # of base64 in all, so that the page stays below 6 MB
 _MAX_TEXT = 400
+_WIDTH_SHOWN = 72  # as in style.css
 _FEWEST_TO_SCROLL = 16
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)")
 
 
 def classes(report: Report) -> Html:
@@ -52,7 +54,7 @@ def examples(report: Report) -> Html:
     pictured = _within_budget(shown)
     cards = join(_card(example, image) for example, image in zip(shown, pictured, strict=True))
     said = figures.number_of(len(shown), "example") + ", those that lost most first."
-    if any("image_png_base64" in example and not image for example, image in zip(shown, pictured, strict=True)):
+    if any(example.get("image_png_base64") and not image for example, image in zip(shown, pictured, strict=True)):
         said += " Some thumbnails are left out to keep this page small."
     return section("Examples that changed", paragraph(figure(said)), element("ul", cards, class_="examples"), key="examples")
 
@@ -100,15 +102,11 @@ def _class_row(name: str, one: ClassFlips, *, top: int) -> Html:
     return element(
         "tr",
         element("th", text(name), scope="row"),
-        cell(_side(harmed, charts.bar(harmed / top, kind="harm")), class_="left"),
-        cell(_side(healed, charts.bar(healed / top, kind="gain")), class_="right"),
+        cell(charts.arm(harmed / top, figure(figures.count(harmed)), kind="harm"), class_="left"),
+        cell(charts.arm(healed / top, figure(figures.count(healed)), kind="gain"), class_="right"),
         number(figures.shown(one.get("changed"), figures.count)),
         number(figures.shown(one.get("num_examples"), figures.count)),
     )
-
-
-def _side(amount: int, picture: Html) -> Html:
-    return element("div", picture, element("span", figure(figures.count(amount)), class_="figure"), class_="arm")
 
 
 def _within_budget(shown: Iterable[FlipExample]) -> list[str]:
@@ -137,10 +135,17 @@ def _card(example: FlipExample, image: str) -> Html:
 def _thumbnail(image: str, title: str) -> Html:
     if not image:
         return NOTHING
-    return element("img", src=f"data:image/png;base64,{image}", alt=f"Thumbnail of {title}", loading="lazy")
+    kind = "tiny" if _width(image) < _WIDTH_SHOWN else None
+    return element("img", src=f"data:image/png;base64,{image}", alt=f"Thumbnail of {title}", class_=kind, loading="lazy")
+
+
+def _width(image: str) -> int:
+    """Pixels, from the PNG's header: bytes 16 to 19. Images narrower than they are shown keep their pixels sharp."""
+    return int.from_bytes(base64.b64decode(image[:32])[16:20], "big")
 
 
 def _quotation(words: str) -> Html:
+    words = words.strip()
     if not words:
         return NOTHING
     return element("q", text(words if len(words) <= _MAX_TEXT else f"{words[: _MAX_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"))
@@ -171,10 +176,7 @@ def _right(name: str, answer: str | float, target: str | float | None) -> bool |
 
 def _answer(answer: str | float, confidence: float | None, *, right: bool | None) -> Html:
     written = text(answer) if isinstance(answer, str) else figure(figures.significant(float(answer), 4))
-    mark = NOTHING if right is None else join((charts.icon(right), element("span", text(_words(right)), class_="aloud")))
+    aloud = NOTHING if right is None else element("span", text("right: " if right else "wrong: "), class_="aloud")
+    mark = element("span", NOTHING if right is None else charts.icon(right), aloud, class_="mark")
     sure = NOTHING if confidence is None else element("span", figure(f"{100 * confidence:.0f} %"), class_="sure")
-    return element("dd", element("span", written, class_="answer"), mark, sure)
-
-
-def _words(right: bool) -> str:
-    return "(right)" if right else "(wrong)"
+    return element("dd", mark, element("span", written, class_="answer"), sure)

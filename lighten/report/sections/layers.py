@@ -8,6 +8,7 @@ from lighten.report.markup import (
     NOTHING,
     Html,
     cell,
+    dotted,
     element,
     figure,
     head,
@@ -102,7 +103,7 @@ def _row(layer: Layer, *, top_bytes: float, top_error: float) -> Html:
         "tr",
         element(
             "th",
-            element("span", text(layer.get("site", "unnamed")), class_="site"),
+            element("span", dotted(layer.get("site", "unnamed")), class_="site"),
             element("span", text(layer.get("kind", "")), class_="kind"),
             element("span", text(why), class_="why") if why else NOTHING,
             scope="row",

@@ -1,0 +1,54 @@
+"""lighten compress MODEL --data D --out DIR"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the data, the contract and the target."""
+    from lighten.cli.main import default_threads
+
+    parser.add_argument("model", help="a Hugging Face folder, a folder lighten wrote, or package.module:callable")
+    parser.add_argument("--data", required=True, metavar="D", help="images, wav files, .npz, .csv, .jsonl, .txt or package.module:callable")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; an interrupted run in it is resumed")
+    parser.add_argument("--weights", metavar="FILE", help="weights for package.module:callable, .safetensors")
+    parser.add_argument("--recipe", metavar="R.yaml", help="what to do; int8 when not given")
+    parser.add_argument("--max-drop", metavar="1%", help="largest drop of the metric, e.g. 1%% or 0.01")
+    parser.add_argument("--max-size", metavar="2MB", help="largest file, e.g. 2MB or 500kB")
+    parser.add_argument("--max-latency", metavar="5ms", help="largest median time of one batch, e.g. 5ms")
+    parser.add_argument("--target", default="onnxruntime", help="the runtime that will run the file (default: onnxruntime)")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of the runtime (default: the cores there are, at most 4)")
+    parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
+    parser.add_argument("--seed", type=int, help="of every random choice (default: the recipe's, else 0)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 0 when the contract is met, 3 when it is not and the best result was kept."""
+    from dataclasses import replace
+
+    from lighten.cli import quantities
+    from lighten.cli.progress import progress_for
+    from lighten.core.cost import Budget, Target
+    from lighten.core.recipe import Recipe
+
+    recipe = Recipe() if arguments.recipe is None else Recipe.from_file(Path(arguments.recipe))
+    recipe = recipe if arguments.seed is None else replace(recipe, seed=arguments.seed)
+    budget = Budget(
+        size_bytes=None if arguments.max_size is None else quantities.size_bytes(arguments.max_size),
+        latency_ms=None if arguments.max_latency is None else quantities.latency_ms(arguments.max_latency),
+        max_drop=None if arguments.max_drop is None else quantities.drop(arguments.max_drop),
+    )
+    target = Target(arguments.target, threads=arguments.threads, batch=arguments.batch)
+    from lighten.compress import compress
+    from lighten.read.source import load
+
+    model = load(arguments.model, weights=arguments.weights)
+    progress = progress_for(quiet=arguments.quiet or arguments.json)
+    result = compress(model, arguments.data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)
+    folder = result.save(arguments.out)
+    print(json.dumps(result.report, indent=2) if arguments.json else f"{result.table()}\n\nReport: {folder / 'report.html'}")
+    for limit in result.broken:
+        print(f"lighten: not met: {limit['why']}", file=sys.stderr)
+    return 3 if result.broken or result.interrupted else 0

@@ -1,0 +1,113 @@
+"""Two networks side by side on the same data: scores, the drop with its interval, flips, and time, interleaved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lighten import catalog
+from lighten.core.cost import Target
+from lighten.core.data import Data, Runner
+from lighten.core.model import Model
+from lighten.core.run import Progress, Silent
+from lighten.data.source import load_data
+from lighten.evaluate.collect import collect
+from lighten.evaluate.latency import time_interleaved
+from lighten.evaluate.paired import compare as compare_predictions
+from lighten.evaluate.predictions import Pass, Predictions
+from lighten.evaluate.probe import collect_probe
+from lighten.read.source import load
+from lighten.result import MODEL_FILE
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A network ready to run. model: None where only an exported file is there. where: the runtime it runs in."""
+
+    name: str
+    runner: Runner
+    model: Model | None
+    where: str
+    size_bytes: int | None
+
+
+def compare(
+    first: str | Path, second: str | Path, data: str | Path | Data, *, target: Target | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Scores, drop (positive when `second` is worse), its 95 % interval, flips and latency, as JSON data.
+
+    first, second: an .onnx file or a folder that lighten wrote (both run in ONNX Runtime), or anything `lighten.load` reads (runs
+    in torch). At least one must be more than an .onnx file, since the data is prepared for a model.
+    Raises InputError as the readers do.
+    """
+    target, progress = target or Target(), progress or Silent()
+    sides = [_open(first, target), _open(second, target)]
+    model = next((side.model for side in sides if side.model is not None), None)
+    if type(data) is not Data:
+        data = load_data(data, model=_needed(model))  # type: ignore[arg-type]
+    torch.set_num_threads(target.threads)
+    predictions = [_predict(side, data, target, progress=progress) for side in sides]
+    compared = compare_predictions(*predictions, metric=data.metric, labels=data.labels)
+    return {
+        "metric": data.metric,
+        "num_examples": compared.num_examples,
+        **{name: _facts(side) for name, side in zip(("first", "second"), sides, strict=True)},
+        "first_score": compared.original_score,
+        "second_score": compared.compressed_score,
+        "drop": compared.drop,
+        "drop_interval": list(compared.drop_interval),
+        "drop_method": compared.method,
+        "flips": compared.flips.to_dict(),
+        "latency": _time(sides, data, target),
+        "threads": target.threads,
+        "batch": target.batch,
+    }
+
+
+def _open(source: str | Path, target: Target) -> _Side:
+    path = Path(source)
+    exporter = catalog.exporter(target.runtime)
+    file = path / MODEL_FILE if path.is_dir() and (path / MODEL_FILE).is_file() else path
+    if file.suffix == ".onnx":
+        model = None if file is path else load(path)
+        return _Side(str(source), exporter.open(file, target), model, target.runtime, file.stat().st_size if file.exists() else None)
+    model = load(source)
+    return _Side(str(source), model.module, model, "torch", None)
+
+
+def _needed(model: Model | None) -> Model:
+    from lighten.core.errors import InputError
+
+    if model is None:
+        raise InputError(
+            "Two .onnx files say nothing about how to prepare the data.", hint="Name one as a folder or model that lighten loads."
+        )
+    return model
+
+
+def _predict(side: _Side, data: Data, target: Target, *, progress: Progress) -> Predictions:
+    how = Pass(data.task, batch_size=target.batch, progress=progress)
+    if data.metric == "probe":
+        return collect_probe(side.runner, train=data.calibration, test=data.test, how=how, what=f"scoring {side.name}")
+    return collect(side.runner, data.test, how=how, what=f"scoring {side.name}")
+
+
+def _facts(side: _Side) -> dict[str, Any]:
+    return {"source": side.name, "runtime": side.where, "size_bytes": side.size_bytes}
+
+
+def _time(sides: list[_Side], data: Data, target: Target) -> dict[str, Any]:
+    batch = next(iter(data.test.batches(target.batch, target.batch)))
+
+    def call(runner: Runner) -> Any:
+        def run() -> None:
+            with torch.no_grad():
+                runner(*batch.inputs)
+
+        return run
+
+    timing = time_interleaved({"first": call(sides[0].runner), "second": call(sides[1].runner)})
+    low, high = timing.ratio_interval("second", "first")
+    milliseconds = {name: {"p50_ms": one.p50_ms, "p95_ms": one.p95_ms, "count": one.count} for name, one in timing.latencies.items()}
+    return {**milliseconds, "ratio_interval": [low, high], "noise_ratio": timing.noise_ratio}
