@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lighten.analyze.cost import inspect
+    from lighten.compare import compare
     from lighten.compress import compress
     from lighten.core.cost import Budget, Target
     from lighten.core.data import Data
@@ -47,6 +48,7 @@ __all__ = [
     "Target",
     "UnfitError",
     "__version__",
+    "compare",
     "compress",
     "inspect",
     "load",
@@ -70,6 +72,7 @@ _HOMES = {
     "Run": "lighten.core.run",
     "Target": "lighten.core.cost",
     "UnfitError": "lighten.core.errors",
+    "compare": "lighten.compare",
     "compress": "lighten.compress",
     "inspect": "lighten.analyze.cost",
     "load": "lighten.read.source",

@@ -33,19 +33,24 @@ class _Side:
 
 
 def compare(
-    first: str | Path, second: str | Path, data: str | Path | Data, *, target: Target | None = None, progress: Progress | None = None
+    first: str | Path,
+    second: str | Path,
+    data: str | Path | Data,
+    *,
+    target: Target | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Scores, drop (positive when `second` is worse), its 95 % interval, flips and latency, as JSON data.
 
-    first, second: an .onnx file or a folder that lighten wrote (both run in ONNX Runtime), or anything `lighten.load` reads (runs
-    in torch). At least one must be more than an .onnx file, since the data is prepared for a model.
+    first, second: an .onnx file or a folder that lighten wrote (both run in ONNX Runtime), or anything `lighten.load` reads
+    (runs in torch). At least one must be more than an .onnx file, since the data is prepared for a model.
     Raises InputError as the readers do.
     """
     target, progress = target or Target(), progress or Silent()
     sides = [_open(first, target), _open(second, target)]
     model = next((side.model for side in sides if side.model is not None), None)
     if type(data) is not Data:
-        data = load_data(data, model=_needed(model))  # type: ignore[arg-type]
+        data = load_data(data, model=_needed(model))
     torch.set_num_threads(target.threads)
     predictions = [_predict(side, data, target, progress=progress) for side in sides]
     compared = compare_predictions(*predictions, metric=data.metric, labels=data.labels)
@@ -71,7 +76,9 @@ def _open(source: str | Path, target: Target) -> _Side:
     file = path / MODEL_FILE if path.is_dir() and (path / MODEL_FILE).is_file() else path
     if file.suffix == ".onnx":
         model = None if file is path else load(path)
-        return _Side(str(source), exporter.open(file, target), model, target.runtime, file.stat().st_size if file.exists() else None)
+        return _Side(
+            str(source), exporter.open(file, target), model, target.runtime, file.stat().st_size if file.exists() else None
+        )
     model = load(source)
     return _Side(str(source), model.module, model, "torch", None)
 
@@ -81,7 +88,8 @@ def _needed(model: Model | None) -> Model:
 
     if model is None:
         raise InputError(
-            "Two .onnx files say nothing about how to prepare the data.", hint="Name one as a folder or model that lighten loads."
+            "Two .onnx files say nothing about how to prepare the data.",
+            hint="Name one as a folder or model that lighten loads.",
         )
     return model
 
@@ -109,5 +117,7 @@ def _time(sides: list[_Side], data: Data, target: Target) -> dict[str, Any]:
 
     timing = time_interleaved({"first": call(sides[0].runner), "second": call(sides[1].runner)})
     low, high = timing.ratio_interval("second", "first")
-    milliseconds = {name: {"p50_ms": one.p50_ms, "p95_ms": one.p95_ms, "count": one.count} for name, one in timing.latencies.items()}
+    milliseconds = {
+        name: {"p50_ms": one.p50_ms, "p95_ms": one.p95_ms, "count": one.count} for name, one in timing.latencies.items()
+    }
     return {**milliseconds, "ratio_interval": [low, high], "noise_ratio": timing.noise_ratio}

@@ -13,6 +13,7 @@ MAX_NESTING = 3
 MAX_PARAMETERS = 6
 MAX_POSITIONAL = 2
 MAX_FILE_LINES = 400
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 BANNED_NAMES = ("utils", "util", "helpers", "helper", "manager", "base", "misc", "common")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -191,9 +192,10 @@ def _public_functions(owner: ast.Module | ast.ClassDef) -> Iterator[Function]:
 
 
 def _imported(node: ast.AST) -> list[str]:
+    """The packages that an import statement names."""
     if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        return [alias.name.partition(".")[0] for alias in node.names]
+    return [(node.module or "").partition(".")[0]] if isinstance(node, ast.ImportFrom) else []
 
 
 def _passes(call: ast.Call, name: str) -> bool:

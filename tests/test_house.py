@@ -1,6 +1,7 @@
 """The house rules over the whole package, and the proof on planted sources that each rule can fail."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ PLANTED = {
     "short_files": ("x = 1\n" * 401, "x = 1\n" * 400),
     "no_assert": ("assert x", "'assert x'"),
     "no_bare_except": ("try:\n  f()\nexcept:\n  g()", "try:\n  f()\nexcept OSError:\n  g()"),
-    "no_pickle": ("from pickle import loads", "import pickletools"),
+    "no_pickle": ("from pickle import loads", "from pickle import UnpicklingError"),
     "no_print": ("print(1)", "x = 'print(1)'"),
     "module_docstring": ("x = 1", "'''What it is.'''\nx = 1"),
     "public_docstrings": ("def f(): ...", "def f():\n  '''Gives 1.'''\ndef _g(): ...\nclass C:\n  '''A thing.'''"),
@@ -109,7 +110,8 @@ def test_contributing_says_what_every_file_at_the_top_is_for():
 def test_the_public_names_are_few_exact_and_importable():
     assert len(lighten.__all__) <= MAX_PUBLIC_NAMES
     assert sorted(lighten.__all__) == lighten.__all__
-    public = {name for name in dir(lighten) if not name.startswith("_") and callable(getattr(lighten, name))}
+    values = {name: getattr(lighten, name) for name in dir(lighten) if not name.startswith("_")}
+    public = {name for name, value in values.items() if getattr(value, "__module__", "").startswith("lighten.")}
     assert public | {"__version__"} == set(lighten.__all__)
 
 
@@ -120,12 +122,10 @@ def test_type_checkers_and_the_interpreter_take_public_names_from_the_same_modul
     assert for_checkers == lighten._HOMES
 
 
-def test_the_imported_module_does_not_hide_the_function_of_its_name():
-    import lighten.compress
-    import lighten.verify
-
-    assert callable(lighten.compress)
-    assert callable(lighten.verify)
+@pytest.mark.parametrize("name", ["compare", "compress", "verify"])
+def test_the_imported_module_does_not_hide_the_function_of_its_name(name):
+    module = importlib.import_module(f"lighten.{name}")
+    assert getattr(lighten, name) is getattr(module, name)
 
 
 def tracked_files() -> list[Path]:

@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lighten.cli.main import default_threads
 
     for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="an .onnx file, a folder lighten wrote, or anything compress takes")
+        parser.add_argument(
+            name, metavar=name.upper(), help="an .onnx file, a folder lighten wrote, or anything compress takes"
+        )
     parser.add_argument("--data", required=True, metavar="D", help="as for compress")
     parser.add_argument("--threads", type=int, default=default_threads(), help="(default: the cores there are, at most 4)")
     parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
@@ -39,8 +41,9 @@ def _text(compared: dict[str, Any]) -> str:
         f"{'latency p95, ms':24} {latency['first']['p95_ms']:>14.4g} {latency['second']['p95_ms']:>14.4g}",
         f"{'runs in':24} {compared['first']['runtime']:>14} {compared['second']['runtime']:>14}",
         "",
-        f"Drop {100 * compared['drop']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}) on {compared['num_examples']} examples,",
-        f"{compared['drop_method']}; {compared['threads']} threads, batch {compared['batch']}.",
+        f"Drop {100 * compared['drop']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})",
+        f"on {compared['num_examples']} examples, {compared['drop_method']};",
+        f"{compared['threads']} threads, batch {compared['batch']}.",
     ]
     changed = compared["flips"]["num_changed"]
     return "\n".join(rows + ([] if changed is None else [f"{changed} predictions changed."]))

@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lighten.cli.main import default_threads
 
     parser.add_argument("model", help="a Hugging Face folder, a folder lighten wrote, or package.module:callable")
-    parser.add_argument("--data", required=True, metavar="D", help="images, wav files, .npz, .csv, .jsonl, .txt or package.module:callable")
+    parser.add_argument(
+        "--data", required=True, metavar="D", help="images, wav files, .npz, .csv, .jsonl, .txt or package.module:callable"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; an interrupted run in it is resumed")
     parser.add_argument("--weights", metavar="FILE", help="weights for package.module:callable, .safetensors")
     parser.add_argument("--recipe", metavar="R.yaml", help="what to do; int8 when not given")
@@ -19,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-size", metavar="2MB", help="largest file, e.g. 2MB or 500kB")
     parser.add_argument("--max-latency", metavar="5ms", help="largest median time of one batch, e.g. 5ms")
     parser.add_argument("--target", default="onnxruntime", help="the runtime that will run the file (default: onnxruntime)")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of the runtime (default: the cores there are, at most 4)")
+    parser.add_argument(
+        "--threads", type=int, default=default_threads(), help="of the runtime (default: the cores there are, at most 4)"
+    )
     parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
     parser.add_argument("--seed", type=int, help="of every random choice (default: the recipe's, else 0)")
 

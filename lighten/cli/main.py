@@ -62,7 +62,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     from lighten import __version__
 
-    parser = _Parser(prog="lighten", description="Compresses trained neural networks and proves the result on the file that ships.")
+    parser = _Parser(
+        prog="lighten", description="Compresses trained neural networks and proves the result on the file that ships."
+    )
     parser.add_argument("--version", action="version", version=f"lighten {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, summary in COMMANDS.items():

@@ -19,7 +19,9 @@ def size_bytes(text: str) -> int:
 
 
 def latency_ms(text: str) -> float:
-    """ "5ms", "0.2s" or "800us", in milliseconds. Raises InputError otherwise, for a bare number too: its unit would be a guess."""
+    """ "5ms", "0.2s" or "800us", in milliseconds. Raises InputError otherwise, for a bare number too: its unit would be a
+    guess.
+    """
     number, unit = _split(text, "a time such as 5ms, 0.2s or 800us")
     if unit.upper() not in _MILLISECONDS or number <= 0:
         raise InputError(f"{text!r} is not a time.", hint="Write 5ms, 0.2s or 800us, above 0.")

@@ -19,5 +19,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(f"{'ok    ' if check['ok'] else 'FAILED'}  {check['name']:10} {check['detail']}" for check in found["checks"]))
+        print(
+            "\n".join(
+                f"{'ok    ' if check['ok'] else 'FAILED'}  {check['name']:10} {check['detail']}" for check in found["checks"]
+            )
+        )
     return 0 if found["ok"] else 3

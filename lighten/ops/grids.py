@@ -50,7 +50,7 @@ def symmetric_scale(weight_OK: Tensor, bits: int = 8, *, ranges: str = "minmax")
     """
     high = 2 ** (bits - 1) - 1
     peak_O = weight_OK.abs().amax(1)
-    full_O = (peak_O / high).clamp_min(SMALLEST_SCALE)
+    full_O: Tensor = (peak_O / high).clamp_min(SMALLEST_SCALE)
     if ranges == "minmax":
         return full_O
     best_O: Tensor = full_O

@@ -38,7 +38,7 @@ def bullet(measured: float, limit: float, *, holds: bool | None, label: str) -> 
     )
 
 
-def whisker(drop: float, bounds: tuple[float, float] | None, limit: float | None, *, holds: bool | None, label: str) -> Html:
+def whisker(drop: float, bounds: tuple[float, float] | None, *, limit: float | None, holds: bool | None, label: str) -> Html:
     """A drop with its interval on an axis through zero, and a mark at the limit."""
     low, high = bounds or (drop, drop)
     seen = [0.0, drop, low, high, *([] if limit is None else [limit])]
@@ -59,7 +59,7 @@ def whisker(drop: float, bounds: tuple[float, float] | None, limit: float | None
     )
 
 
-def strip(before: Sequence[float], after: Sequence[float], tips: Sequence[str], *, label: str, kind: str = "after") -> Html:
+def strip(before: Sequence[float], after: Sequence[float], *, tips: Sequence[str], label: str, kind: str = "after") -> Html:
     """One column an entry, in order: `before` behind `after`. tips: what a column says when pointed at."""
     top = max([*before, *after], default=0.0) or 1.0
     width = 100 / max(len(tips), 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 UNKNOWN = "\N{EN DASH}"
 _PERCENT_METRICS = ("accuracy", "agreement", "probe", "top_5", "f1", "f1_binary", "word_error_rate")
 _RELATIVE_METRICS = ("perplexity", "mse")
+_LOWER_IS_BETTER = ("word_error_rate", "mean_kl")
 
 
 def shown(value: float | None, write: Callable[[float], str]) -> str:
@@ -52,12 +53,10 @@ def milliseconds(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Wall-clock time: "0.42 s", "12.3 s", "2 min 05 s", "1 h 02 min"."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 1:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def percent(fraction: float) -> str:
@@ -86,7 +85,9 @@ def drop_unit(metric: str) -> str:
     """What one percent of drop means for this metric, half a sentence."""
     if metric in _RELATIVE_METRICS:
         return "relative to the original's score"
-    return "1 % is 0.01 on the metric's own scale, original minus compressed" if metric else "a fraction of the metric's scale"
+    if metric in _LOWER_IS_BETTER:
+        return "1 % is 0.01 on the metric's own scale, compressed minus original"
+    return "1 % is 0.01 on the metric's own scale, original minus compressed"
 
 
 def metric_name(metric: str) -> str:
@@ -99,11 +100,12 @@ def capitalized(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def number_of(amount: int, singular: str, plural: str = "") -> str:
+def number_of(amount: int, singular: str, *, plural: str = "") -> str:
     """ "1 layer", "180 layers"."""
     return f"{count(amount)} {singular if amount == 1 else plural or singular + 's'}"
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
-    scale, unit = next((scale, unit) for scale, unit in units if abs(value) >= scale)
+    rounded = abs(float(f"{value:.2e}"))  # first rounded, so that 999,700 becomes 1.00 M and not 1,000 k
+    scale, unit = next((scale, unit) for scale, unit in units if rounded >= scale)
     return f"{significant(value / scale)}{unit}"

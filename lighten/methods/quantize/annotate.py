@@ -24,6 +24,7 @@ from lighten.analyze.trace import set_tensor
 from lighten.core.graph import Graph
 from lighten.core.plan import Plan
 from lighten.core.spec import Quant
+from lighten.engine.quiet import quiet
 from lighten.methods.quantize import sites
 from lighten.ops.grids import Affine
 
@@ -47,8 +48,9 @@ def insert(graph: Graph, plan: Plan, grids: Mapping[str, Affine], rows: Mapping[
 
     grids: for each tensor in `sites.tensors`. rows: codes of each quantized weight, by parameter name.
     """
-    module = prepare_pt2e(copy.deepcopy(graph.module), PlanQuantizer(graph, plan, grids, rows))
-    converted: fx.GraphModule = convert_pt2e(module, fold_quantize=False)
+    with quiet():
+        module = prepare_pt2e(copy.deepcopy(graph.module), PlanQuantizer(graph, plan, grids, rows))
+        converted: fx.GraphModule = convert_pt2e(module, fold_quantize=False)
     return converted
 
 

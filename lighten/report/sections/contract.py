@@ -124,7 +124,7 @@ def _tile(term: _Term, picture: Html) -> Html:
 def _whisker(term: _Term) -> Html:
     if term.measured is None:
         return element("span", class_="gauge")
-    return charts.whisker(term.measured, term.bounds, term.limit, holds=term.holds, label=_label(term))
+    return charts.whisker(term.measured, term.bounds, limit=term.limit, holds=term.holds, label=_label(term))
 
 
 def _bullet(term: _Term) -> Html:

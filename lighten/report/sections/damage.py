@@ -80,7 +80,7 @@ def _class_summary(report: Report, flips: Flips, *, num_untouched: int) -> str:
     said = f"{figures.number_of(changed, 'prediction')} changed{among}"
     said += f": {figures.count(harmed)} from right to wrong, {figures.count(healed)} from wrong to right." if per_class else "."
     if num_untouched:
-        said += f" {figures.capitalized(figures.number_of(num_untouched, 'class', 'classes'))} without any change not listed."
+        said += f" {figures.number_of(num_untouched, 'class', plural='classes')} without any change not listed."
     return said
 
 

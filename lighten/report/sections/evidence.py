@@ -34,6 +34,7 @@ class _Column:
     name: str
     cell: Callable[[Candidate], str]
     class_: str = "number"
+    absent: str = figures.UNKNOWN
 
 
 def candidates(report: Report) -> Html:
@@ -110,7 +111,7 @@ def _candidate_columns(metric: str) -> tuple[_Column, ...]:
         _Column("Drop", lambda one: _cell(one.get("drop"), figures.percent)),
         _Column("File size", lambda one: _cell(one.get("size_bytes"), figures.size)),
         _Column("Latency", lambda one: _cell(one.get("latency_ms_p50"), figures.milliseconds)),
-        _Column("Why", lambda one: one.get("why", ""), class_="why"),
+        _Column("Why", lambda one: one.get("why", ""), class_="why", absent=""),
     )
 
 
@@ -121,7 +122,7 @@ def _cell(value: float | None, write: Callable[[float], str]) -> str:
 def _candidate(one: Candidate, columns: Sequence[_Column]) -> Html:
     chosen = one.get("chosen", False)
     mark = join((charts.icon(True), element("span", text("chosen"), class_="chosen"))) if chosen else NOTHING
-    cells = (cell(figure(column.cell(one) or figures.UNKNOWN), class_=column.class_) for column in columns)
+    cells = (cell(figure(column.cell(one) or column.absent), class_=column.class_) for column in columns)
     name = element("th", text(one.get("name", "unnamed")), mark, scope="row")
     return element("tr", name, *cells, class_="chosen" if chosen else None)
 

@@ -54,11 +54,11 @@ def _strips(layers: Sequence[Layer]) -> Html:
     after = [float(layer.get("weight_bytes_after", 0)) for layer in layers]
     errors = [layer.get("error_sqnr_db", 0.0) for layer in layers]
     tips = [_tip(layer) for layer in layers]
-    sizes = charts.strip(before, after, tips, label=f"Weight bytes of {len(layers)} layers, first to last")
+    sizes = charts.strip(before, after, tips=tips, label=f"Weight bytes of {len(layers)} layers, first to last")
     parts = [_captioned(f"Weight bytes, first layer to last; the largest {figures.size(max(before))}", sizes)]
     if any(errors):
         nothing = [0.0] * len(errors)
-        noise = charts.strip(nothing, errors, tips, label=f"SQNR of {len(layers)} layers, first to last", kind="error")
+        noise = charts.strip(nothing, errors, tips=tips, label=f"SQNR of {len(layers)} layers, first to last", kind="error")
         parts.append(_captioned(f"SQNR, first layer to last; short is noisy, the best {figures.decibels(max(errors))}", noise))
     return element("div", *parts, class_="strips")
 

@@ -1,0 +1,92 @@
+"""NumPy archives: x and y, or x_train, y_train, x_test, y_test. Integer y are classes, real y are regression targets."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lighten.core.data import BadRow, Data, Example
+from lighten.core.errors import InputError
+from lighten.core.model import Model
+from lighten.data.rows import Rows, divide
+
+_MOST_BAD = 0.5
+
+
+def load_arrays(path: Path, *, model: Model, seed: int) -> Data:
+    """Raises InputError when the archive is corrupt, an array is missing or x does not fit the model's input."""
+    arrays = _read(path)
+    bad: list[BadRow] = []
+    if "x" in arrays:
+        train, test = divide(_rows(arrays, "", model, bad=bad, path=path), seed)
+    elif "x_test" in arrays:
+        test = _rows(arrays, "_test", model, bad=bad, path=path)
+        train = _rows(arrays, "_train", model, bad=bad, path=path) if "x_train" in arrays else None
+        if train is None:
+            train, test = divide(test, seed)
+    else:
+        raise InputError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}.", hint="It needs x and y, or x_test and y_test."
+        )
+    is_classes = test.targets is None or not test.targets.is_floating_point()
+    task = (model.origin.task or "classification") if is_classes else "regression"
+    metric = "agreement" if test.targets is None else "accuracy" if is_classes else "mse"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Data(str(path), task, metric, test, train, model.origin.labels, tuple(bad), digest)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, BadZipFile, EOFError) as error:
+        raise InputError(f"{path} is not a readable .npz of plain arrays: {error}.") from error
+
+
+def _rows(arrays: dict[str, Any], part: str, model: Model, *, bad: list[BadRow], path: Path) -> Rows:
+    x, y = arrays[f"x{part}"], arrays.get(f"y{part}")
+    expected = tuple(model.example[0].shape[1:])
+    if x.shape[1:] != expected:
+        raise InputError(f"{path}: an example of x{part} has shape {x.shape[1:]}, the model takes {expected}.")
+    if y is not None and len(y) != len(x):
+        raise InputError(f"{path}: x{part} has {len(x)} rows, y{part} has {len(y)}.")
+    if not len(x):
+        raise InputError(f"{path}: x{part} is empty.")
+    finite = np.isfinite(x.reshape(len(x), -1)).all(1) if np.issubdtype(x.dtype, np.floating) else np.ones(len(x), bool)
+    if y is not None and np.issubdtype(y.dtype, np.floating):
+        finite &= np.isfinite(y.reshape(len(y), -1)).all(1)
+    if finite.mean() < _MOST_BAD:
+        raise InputError(f"{path}: {int((~finite).sum())} of {len(x)} rows of x{part} hold NaN or infinity.")
+    bad.extend(BadRow(f"x{part}[{row}]", "NaN or infinity") for row in np.flatnonzero(~finite))
+    dtype = model.example[0].dtype
+    kept = torch.from_numpy(np.ascontiguousarray(x[finite])).to(dtype)
+    targets = None if y is None else _targets(y[finite], path)
+    return Rows(list(kept), lambda rows: (torch.stack(rows),), targets, _show)
+
+
+def _targets(y: Any, path: Path) -> Tensor:
+    if np.issubdtype(y.dtype, np.integer) or y.dtype == bool:
+        return torch.from_numpy(y.astype(np.int64))
+    if np.issubdtype(y.dtype, np.floating):
+        return torch.from_numpy(y.astype(np.float64))
+    raise InputError(f"{path}: y has type {y.dtype}.", hint="Integers are classes, real numbers are targets.")
+
+
+def _show(row: Tensor, index: int) -> Example:
+    """Small arrays that look like an image are shown as one."""
+    is_image = row.dim() == 3 and row.shape[0] in (1, 3)
+    image = row.permute(1, 2, 0).squeeze(2) if is_image else row
+    if image.dim() < 2 or min(image.shape[:2]) < 4 or (image.dim() == 3 and image.shape[2] != 3):
+        return Example(f"row {index}")
+    try:
+        from lighten.data.images import thumbnail
+
+        span = (image.max() - image.min()).clamp_min(1e-9)
+        scaled = ((image - image.min()) / span * 255).to(torch.uint8).numpy()
+        return Example(f"row {index}", image_png=thumbnail(np.ascontiguousarray(scaled)))
+    except ImportError:  # without Pillow the report goes without pictures
+        return Example(f"row {index}")

@@ -1,0 +1,101 @@
+"""WAV files by class. A model folder's own feature extractor prepares them where there is one; else samples in [-1, 1],
+padded or cut to the model's length, at the file's own rate.
+"""
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lighten.core.data import Data, Example
+from lighten.core.errors import InputError
+from lighten.core.model import Model
+from lighten.data.folders import Kind, load_folder
+
+_SHORTEST_SECONDS = 0.02
+Samples = NDArray[np.float32]
+
+
+def load_audio(folder: Path, *, model: Model, seed: int) -> Data:
+    """A folder of .wav files by class, or with train/ and test/ below it."""
+    prepare = _extractor(model) or _plain(model)
+
+    def collate(paths: list[Any]) -> tuple[Tensor, ...]:
+        return (prepare([read_wav(path) for path in paths]),)
+
+    kind = Kind("audio-classification", (".wav",), _check, collate, lambda path, _: Example(f"{path.parent.name}/{path.name}"))
+    return load_folder(folder, kind=kind, model=model, seed=seed)
+
+
+def read_wav(path: Path) -> tuple[Samples, int]:
+    """Mono samples in [-1, 1] and the rate in Hz. PCM of 8, 16, 24 or 32 bits. Raises ValueError for anything else."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
+            raw = file.readframes(file.getnframes())
+    except wave.Error as error:
+        raise ValueError(f"not a PCM wav file: {error}") from error
+    if width == 1:
+        samples = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
+    elif width == 3:
+        bytes_N3 = np.frombuffer(raw, np.uint8).reshape(-1, 3).astype(np.int32)
+        unsigned = bytes_N3[:, 0] | bytes_N3[:, 1] << 8 | bytes_N3[:, 2] << 16
+        samples = (unsigned - ((unsigned & 0x800000) << 1)).astype(np.float32) / 2**23
+    else:
+        samples = np.frombuffer(raw, {2: "<i2", 4: "<i4"}[width]).astype(np.float32) / 2 ** (8 * width - 1)
+    return samples.reshape(-1, channels).mean(1).astype(np.float32), rate
+
+
+def resample(samples: Samples, rate: int, wanted: int) -> Samples:
+    """The same sound at another rate (polyphase filter)."""
+    if rate == wanted:
+        return samples
+    try:
+        from scipy.signal import resample_poly
+    except ImportError as error:
+        raise InputError("Resampling audio needs scipy.", hint="pip install lighten[audio]") from error
+    divisor = int(np.gcd(rate, wanted))
+    return np.asarray(resample_poly(samples, wanted // divisor, rate // divisor), dtype=np.float32)
+
+
+def _check(path: Path) -> None:
+    samples, rate = read_wav(path)
+    if len(samples) < _SHORTEST_SECONDS * rate:
+        raise ValueError(f"too short: {len(samples)} samples at {rate} Hz")
+
+
+def _plain(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor]:
+    shape = model.example[0].shape
+
+    def prepare(clips: list[tuple[Samples, int]]) -> Tensor:
+        length = shape[-1]
+        fitted = [np.pad(samples[:length], (0, max(0, length - len(samples)))) for samples, _ in clips]
+        return torch.from_numpy(np.stack(fitted)).reshape(len(clips), *shape[1:])
+
+    return prepare
+
+
+def _extractor(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor] | None:
+    if model.origin.folder is None or "preprocessor_config.json" not in model.origin.files:
+        return None
+    try:
+        from transformers import AutoFeatureExtractor
+    except ImportError as error:
+        raise InputError(
+            "The model's feature extractor needs transformers.", hint="pip install lighten[huggingface]"
+        ) from error
+    loader: Any = AutoFeatureExtractor
+    extractor = loader.from_pretrained(model.origin.folder, local_files_only=True)
+    rate, name = int(extractor.sampling_rate), model.input_names[0]
+
+    def prepare(clips: list[tuple[Samples, int]]) -> Tensor:
+        sounds = [resample(samples, own, rate) for samples, own in clips]
+        value: Tensor = extractor(sounds, sampling_rate=rate, return_tensors="pt", padding=True)[name]
+        return value
+
+    return prepare

@@ -1,0 +1,61 @@
+"""A split over rows that are prepared when a batch is asked for: memory holds one batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighten.core.data import Batch, Example
+
+Collate = Callable[[list[Any]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """rows: what each example is made from. collate: rows to inputs. targets: one a row, or None. show: a row for the
+    report.
+    """
+
+    rows: Sequence[Any]
+    collate: Collate
+    targets: Tensor | None
+    show: Callable[[Any, int], Example]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
+        """In order, `size` rows at a time, the first `limit` only."""
+        end = len(self.rows) if limit is None else min(limit, len(self.rows))
+        for start in range(0, end, size):
+            stop = min(start + size, end)
+            target = None if self.targets is None else self.targets[start:stop]
+            yield Batch(self.collate(list(self.rows[start:stop])), target, tuple(range(start, stop)))
+
+    def describe(self, index: int) -> Example:
+        """Row `index` for a reader."""
+        return self.show(self.rows[index], index)
+
+    def take(self, chosen: Sequence[int]) -> "Rows":
+        """The rows at these positions."""
+        targets = None if self.targets is None else self.targets[torch.tensor(list(chosen), dtype=torch.int64)]
+        return Rows([self.rows[index] for index in chosen], self.collate, targets, self.show)
+
+
+def divide(rows: Rows, seed: int, *, share: float = 0.3) -> tuple[Rows | None, Rows]:
+    """(train, test): `share` of the rows of each class by a seeded choice, in their old order; (None, all) below ten rows."""
+    if len(rows) < 10:
+        return None, rows
+    generator = torch.Generator().manual_seed(seed)
+    integer = rows.targets is not None and not rows.targets.is_floating_point() and rows.targets.dim() == 1
+    groups = rows.targets.tolist() if integer and rows.targets is not None else [0] * len(rows)
+    chosen: set[int] = set()
+    for group in sorted(set(groups)):
+        members = [index for index, value in enumerate(groups) if value == group]
+        order = torch.randperm(len(members), generator=generator).tolist()
+        chosen |= {members[index] for index in order[: round(share * len(members))]}
+    if not chosen or len(chosen) == len(rows):
+        return None, rows
+    return rows.take(sorted(chosen)), rows.take([index for index in range(len(rows)) if index not in chosen])

@@ -1,0 +1,85 @@
+"""`lighten.load_data`: every data source becomes Data."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lighten.core.data import Data
+from lighten.core.errors import InputError
+from lighten.core.model import Model
+
+_READ = "a folder of images or .wav files by class, .npz, .csv, .jsonl, .txt, package.module:callable, or batches in Python"
+
+
+def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: int = 0) -> Data:
+    """The examples behind `source`, prepared for `model`.
+
+    With one split only, 30 % of it (of each class) become the training split by `seed`; below ten examples there is none, and
+    calibration uses the test inputs. Raises InputError when nothing usable is there.
+    """
+    if type(source) is Data:
+        return source
+    if not isinstance(source, str | Path):
+        from lighten.data.iterable import load_iterable
+
+        return load_iterable(source, model=model)  # type: ignore[arg-type]
+    path = Path(source)
+    if not path.exists() and ":" in str(source):
+        return _from_callable(str(source), model)
+    if not path.exists():
+        raise InputError(f"The data {path} does not exist.", hint=f"Data is {_READ}.")
+    return _from_folder(path, model, seed) if path.is_dir() else _from_file(path, model, seed)
+
+
+def check_labels(data: Data, *, num_outputs: int | None) -> None:
+    """Raises InputError naming the first label that no output of the model stands for."""
+    if num_outputs is None or not data.task.endswith("classification") or data.metric != "accuracy":
+        return
+    for batch in data.test.batches(256):
+        if batch.target is None or batch.target.is_floating_point():
+            return
+        wrong = ((batch.target < 0) | (batch.target >= num_outputs)).flatten()
+        if bool(wrong.any()):
+            place = int(wrong.int().argmax())
+            title = data.test.describe(batch.index[place]).title
+            raise InputError(
+                f"Label {int(batch.target[place])} of {title} is out of range: the model has {num_outputs} outputs.",
+                hint=f"Labels are 0 to {num_outputs - 1}.",
+            )
+
+
+def _from_folder(folder: Path, model: Model, seed: int) -> Data:
+    from lighten.data import audio, images
+
+    names = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
+    num_images, num_sounds = sum(name in images.SUFFIXES for name in names), names.count(".wav")
+    if not num_images and not num_sounds:
+        raise InputError(f"{folder} holds no image and no .wav file.", hint=f"Data is {_READ}.")
+    if num_images >= num_sounds:
+        return images.load_images(folder, model=model, seed=seed)
+    return audio.load_audio(folder, model=model, seed=seed)
+
+
+def _from_file(path: Path, model: Model, seed: int) -> Data:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        from lighten.data.arrays import load_arrays
+
+        return load_arrays(path, model=model, seed=seed)
+    if suffix in (".csv", ".jsonl"):
+        from lighten.data.text import load_table
+
+        return load_table(path, model=model, seed=seed)
+    if suffix == ".txt":
+        from lighten.data.text import load_plain_text
+
+        return load_plain_text(path, model=model)
+    raise InputError(f"{path}: {suffix or 'this kind of'} file is not read.", hint=f"Data is {_READ}.")
+
+
+def _from_callable(target: str, model: Model) -> Data:
+    from lighten.data.iterable import load_iterable
+    from lighten.engine.importing import call
+
+    made = call(target)
+    return made if type(made) is Data else load_iterable(made, model=model, source=target)

@@ -1,0 +1,27 @@
+"""Objects named on the command line as package.module:callable."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lighten.core.errors import InputError
+
+
+def call(target: str) -> Any:
+    """The result of a callable named "package.module:callable". Raises InputError naming what is wrong."""
+    module_name, _, attribute = target.partition(":")
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        found: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
+        return found()
+    except ModuleNotFoundError as error:
+        raise InputError(f"{target}: {error}.", hint="Run it from the folder that holds the package.") from error
+    except AttributeError as error:
+        raise InputError(f"{target}: {error}.") from error
+    except TypeError as error:
+        raise InputError(f"{target} cannot be called without arguments: {error}.") from error
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,187 @@
+"""Hugging Face checkpoint folders, offline: classifiers of images, audio and text, sentence encoders, causal language models.
+
+Each becomes a module with tensors in, one tensor out, which is what tracing, scoring and exporting need.
+Dimension key: B batch, T tokens, E embedding.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.core.errors import InputError
+from lighten.core.model import Model, Origin
+from lighten.engine.quiet import quiet
+
+_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model"),
+    *("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json"),
+    *("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"),
+)
+_AUTO = {
+    "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+    "text-classification": "AutoModelForSequenceClassification",
+    "language-model": "AutoModelForCausalLM",
+    "sentence-similarity": "AutoModel",
+}
+_POOLINGS = ("mean", "cls", "max")
+
+
+def read_huggingface(folder: Path) -> Model:
+    """The checkpoint in `folder`: config.json and safetensors (or a .bin of plain tensors), in float32 and eval mode.
+
+    Raises InputError when transformers is missing, a file is corrupt, or the checkpoint needs code of its own; UnfitError
+    never: an architecture without a head is taken for a sentence encoder.
+    """
+    config = _config(folder)
+    task = task_of(config)
+    network: Any = _load(folder, _AUTO[task])
+    wrapped, example, names = _wrap(network, task, config, folder)
+    tokens = {0: "batch", 1: "tokens"}
+    labels = network.config.id2label if task.endswith("classification") else {}
+    files = tuple(name for name in _FILES if (folder / name).is_file())
+    origin = Origin(
+        kind="huggingface",
+        source=str(folder),
+        task=task,
+        folder=folder,
+        files=files,
+        labels=tuple(str(labels[index]) for index in sorted(labels)),
+        dynamic=tuple(tokens if name in ("input_ids", "attention_mask") else {0: "batch"} for name in names),
+    )
+    return Model(wrapped.eval(), example, origin, names, ("embedding" if task == "sentence-similarity" else "logits",))
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """The task that the checkpoint's architecture was trained for."""
+    architecture = str((config.get("architectures") or [""])[0])
+    if architecture.endswith("ForImageClassification"):
+        return "image-classification"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "language-model"
+    is_audio = "num_feat_extract_layers" in config or "num_mel_bins" in config
+    if architecture.endswith("ForAudioClassification") or (architecture.endswith("ForSequenceClassification") and is_audio):
+        return "audio-classification"
+    return "text-classification" if architecture.endswith("ForSequenceClassification") else "sentence-similarity"
+
+
+class Tokens(nn.Module):
+    """(input_ids, attention_mask), both B x T integers, to logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """B x classes, or B x T x vocabulary."""
+        logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+class Sentence(nn.Module):
+    """(input_ids, attention_mask) to one embedding a text: the mean of the tokens, the first token, or the maximum."""
+
+    def __init__(self, network: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.network, self.pooling = network, pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """B x E, not normalized."""
+        hidden_BTE: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.pooling == "cls":
+            return hidden_BTE[:, 0]
+        mask_BT1 = attention_mask[..., None].to(hidden_BTE.dtype)
+        if self.pooling == "max":
+            return (hidden_BTE + (mask_BT1 - 1) * 1e9).amax(1)
+        return (hidden_BTE * mask_BT1).sum(1) / mask_BT1.sum(1).clamp_min(1e-9)
+
+
+class Signal(nn.Module):
+    """One real-valued input (pixels, samples or features) to logits."""
+
+    def __init__(self, network: nn.Module, argument: str) -> None:
+        super().__init__()
+        self.network, self.argument = network, argument
+
+    def forward(self, value: Tensor) -> Tensor:
+        """B x classes."""
+        logits: Tensor = self.network(**{self.argument: value}).logits
+        return logits
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'} is corrupt: {error}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'} is not a mapping.")
+    if "auto_map" in config:
+        raise InputError(f"{folder} needs Python code of its own (auto_map), which lighten never runs.")
+    return config
+
+
+def _load(folder: Path, name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            "Reading a Hugging Face folder needs transformers.", hint="pip install lighten[huggingface]"
+        ) from error
+    from safetensors import SafetensorError
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with quiet():
+            network = getattr(transformers, name).from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{folder} cannot be loaded: {first.strip()[:250]}") from error
+    if hasattr(network.config, "use_cache"):
+        network.config.use_cache = False
+    return network
+
+
+def _wrap(
+    network: Any, task: str, config: dict[str, Any], folder: Path
+) -> tuple[nn.Module, tuple[Tensor, ...], tuple[str, ...]]:
+    if task in ("text-classification", "language-model", "sentence-similarity"):
+        # token 1 exists in every vocabulary
+        example = (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64))
+        wrapped = Sentence(network, _pooling(folder)) if task == "sentence-similarity" else Tokens(network)
+        return wrapped, example, ("input_ids", "attention_mask")
+    if task == "image-classification":
+        return Signal(network, "pixel_values"), (torch.zeros(2, *_image_shape(config, folder)),), ("pixel_values",)
+    name = network.main_input_name
+    if name == "input_values" and "num_mel_bins" not in config:
+        return Signal(network, name), (torch.zeros(2, 16_000),), (name,)
+    length = config.get("max_length", 1024) if name == "input_values" else 2 * config.get("max_source_positions", 1500)
+    bins = config.get("num_mel_bins", 80)
+    shape = (2, length, bins) if name == "input_values" else (2, bins, length)
+    return Signal(network, name), (torch.zeros(shape),), (name,)
+
+
+def _image_shape(config: dict[str, Any], folder: Path) -> tuple[int, int, int]:
+    path = folder / "preprocessor_config.json"
+    processor = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    size: Any = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    size = size or config.get("image_size") or 224
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge", 224)
+        size = (size.get("height", edge), size.get("width", edge))
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    channels = config.get("num_channels")
+    return int(channels or 3), int(height), int(width)
+
+
+def _pooling(folder: Path) -> str:
+    path = folder / "1_Pooling" / "config.json"
+    modes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
+    return next((pooling for pooling in _POOLINGS if modes.get(names[pooling])), "mean")
