@@ -60,6 +60,10 @@ class Digits(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(64, 10)
 
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """One batch of valid inputs, which lighten traces the network with."""
+        return (torch.zeros(2, 1, 8, 8),)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         features_NCHW = self.blocks(self.stem(x_NCHW))
         return self.head(self.pool(features_NCHW).flatten(1))
@@ -106,12 +110,8 @@ def main(folder: Path = Path("demo-data"), out: Path = Path("demo-out")) -> ligh
     network = train(build(), torch.from_numpy(images["x_train"]), torch.from_numpy(images["y_train"]))
     save_file(network.state_dict(), folder / "digits.safetensors")
 
-    example = torch.from_numpy(images["x_test"][:2])
-    origin = lighten.Origin("module", "examples/digits.py", task="image-classification", dynamic=({0: "batch"},))
-    model = lighten.Model(network, (example,), origin)
-    result = lighten.compress(
-        model, folder / "digits.npz", budget=lighten.Budget(max_drop=0.01), target=lighten.Target(threads=1)
-    )
+    budget, target = lighten.Budget(max_drop=0.01), lighten.Target(threads=1)
+    result = lighten.compress(network, folder / "digits.npz", budget=budget, target=target)
     result.save(out)
     print(result.table())
     print(f"The report is {(out / 'report.html').resolve()}")

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,11 +270,10 @@ def _sides(facts: Facts) -> dict[str, Any]:
 def device() -> str:
     """The processor's name, as the system gives it, and how many cores this process may use."""
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux: platform's name stands
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere platform's name stands
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 

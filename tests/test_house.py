@@ -31,9 +31,9 @@ PLANTED = {
     "short_functions": (_LONG, "def f():\n    '''" + "d\n" * 60 + "'''\n" + "    x = 1\n" * 39),
     "shallow_nesting": (_DEEP, _FLAT),
     "few_parameters": ("def f(a, b, *, c, d, e, g, h): ...", "class C:\n  def f(self, a, b, *, c, d, e, g): ..."),
-    "keywords_after_two": (
-        "class C:\n  def f(self, a, b, c): ...",
-        "class C:\n  def f(self, a, b, *, c): ...\ndef _f(a, b, c): ...",
+    "keywords_after_three": (
+        "class C:\n  def f(self, a, b, c, d): ...",
+        "class C:\n  def f(self, a, b, c, *, d): ...\ndef _f(a, b, c, d): ...",
     ),
     "short_files": ("x = 1\n" * 401, "x = 1\n" * 400),
     "no_assert": ("assert x", "'assert x'"),

@@ -11,7 +11,7 @@ from lighten.core.graph import Site
 
 @torch.no_grad()
 def layer_sqnr_db(
-    original: fx.GraphModule, compressed: fx.GraphModule, sites: Iterable[Site], inputs: tuple[Tensor, ...]
+    original: fx.GraphModule, compressed: fx.GraphModule, sites: Iterable[Site], *, inputs: tuple[Tensor, ...]
 ) -> dict[str, float]:
     """Signal to quantization noise of each site's output in decibels, 10 log10(sum y^2 / sum (y - y')^2), both graphs on
     `inputs`.

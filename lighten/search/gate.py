@@ -48,7 +48,9 @@ def pass_gate(trials: Trials, trial: Trial) -> Gate:
             hint="Please report this network.",
         )
     batch = next(iter(trials.data.test.batches(4, 4)))
-    layers = layer_sqnr_db(trials.prepared.graph.module, trial.compressed.graph, trials.prepared.graph.sites, batch.inputs)
+    layers = layer_sqnr_db(
+        trials.prepared.graph.module, trial.compressed.graph, trials.prepared.graph.sites, inputs=batch.inputs
+    )
     peaks = (_peak(trials, trials.original.path), _peak(trials, trial.export.path))
     return Gate(same, trials.exporter.operators(trial.export.path), layers, peaks)
 

@@ -50,7 +50,7 @@ def test_pins_take_names_parents_and_patterns() -> None:
 
 
 def test_a_pin_that_matches_nothing_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="Unknown site 'haed'. Did you mean 'head'"):
+    with pytest.raises(InputError, match=r"Unknown site 'haed'\. Did you mean 'head'"):
         pinned(Plan(), {"haed": "keep"}, ["head"])
 
 

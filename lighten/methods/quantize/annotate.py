@@ -43,7 +43,7 @@ class Rows:
     dim: int = 0
 
 
-def insert(graph: Graph, plan: Plan, grids: Mapping[str, Affine], rows: Mapping[str, Rows]) -> fx.GraphModule:
+def insert(graph: Graph, plan: Plan, *, grids: Mapping[str, Affine], rows: Mapping[str, Rows]) -> fx.GraphModule:
     """A copy of the graph with quantize and dequantize nodes where the plan asks for integers in computation.
 
     grids: for each tensor in `sites.tensors`. rows: codes of each quantized weight, by parameter name.

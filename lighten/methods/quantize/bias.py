@@ -35,7 +35,7 @@ def observe_means(graph: fx.GraphModule, sites: Mapping[str, Site], inputs: tupl
 
 @torch.no_grad()
 def correct_biases(
-    quantized: fx.GraphModule, sites: Mapping[str, Site], means: Mapping[str, Tensor], inputs: tuple[Tensor, ...]
+    quantized: fx.GraphModule, sites: Mapping[str, Site], means: Mapping[str, Tensor], *, inputs: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
     """Changes the biases in `quantized` in place; returns the shift of each site, shape O, in its output's unit.
 

@@ -38,6 +38,7 @@ from lighten.ops.ranges import RANGES, Seen, percentile
 
 _BATCH = 16
 _CORRECTION_BATCH = 32
+_RESIDUAL = ("add", "mul")
 _WEIGHT_RANGES = ("minmax", "mse")
 _ACTIVATIONS = (8, "dynamic", "float")
 
@@ -117,7 +118,9 @@ class Calibrated:
         kinds = [site.kind for site in self.graph.sites if site.weights]
         is_transformer = kinds.count("linear") > len(kinds) / 2 and "embedding" in kinds
         modes = (wanted,) if wanted is not None else ("dynamic", 8) if is_transformer else (8,)
-        return tuple(self._everything(mode) for mode in modes)
+        # the residual stream of a transformer carries the outliers that one static range cannot hold
+        left = _RESIDUAL if is_transformer else ()
+        return tuple(self._everything(mode, left) for mode in modes)
 
     def gentler(self, site: str, spec: Spec) -> Spec:
         """int8 computation becomes int8 storage where the site has weights, storage becomes float."""
@@ -130,15 +133,15 @@ class Calibrated:
         sites.check(self.graph, plan)
         rows, errors = self._rows(plan)
         grids = {name: affine(*self._range(self.seen[name])) for name in sites.tensors(self.graph, plan)}
-        module = annotate.insert(self.graph, plan, grids, rows)
-        store(module, self.graph, plan, rows)
+        module = annotate.insert(self.graph, plan, grids=grids, rows=rows)
+        store(module, self.graph, plan, rows=rows)
         if repair and self.method.bias_correction:
             self._correct(module, plan)
         _make_contiguous(module)
         return Compressed(module, plan, self.model, errors)
 
-    def _everything(self, activations: int | str) -> Plan:
-        specs = {site.name: _preferred(site, activations) for site in self.graph.sites}
+    def _everything(self, activations: int | str, left: tuple[str, ...]) -> Plan:
+        specs = {site.name: _preferred(site, activations) for site in self.graph.sites if site.kind not in left}
         return Plan({name: spec for name, spec in specs.items() if spec is not None})
 
     def _rows(self, plan: Plan) -> tuple[dict[str, annotate.Rows], dict[str, dict[str, float]]]:
@@ -178,7 +181,7 @@ class Calibrated:
             return
         inputs = tuple(fastest_layout(value) for value in _joined(self.batches))
         means = observe_means(self.graph.module, rounded, inputs)
-        correct_biases(module, rounded, means, inputs)
+        correct_biases(module, rounded, means, inputs=inputs)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

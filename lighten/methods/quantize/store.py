@@ -17,7 +17,7 @@ from lighten.methods.quantize.annotate import Rows, write_rows
 aten = torch.ops.aten
 
 
-def store(module: fx.GraphModule, graph: Graph, plan: Plan, rows: Mapping[str, Rows]) -> None:
+def store(module: fx.GraphModule, graph: Graph, plan: Plan, *, rows: Mapping[str, Rows]) -> None:
     """Replaces, in place, the weights of every weights-only site by their codes."""
     nodes = {node.name: node for node in module.graph.nodes}
     for site in graph.sites:
