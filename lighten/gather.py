@@ -47,7 +47,7 @@ def gather(facts: Facts) -> dict[str, Any]:
     return {
         "verdict": "met" if all(limit["holds"] for limit in limits.values()) else "infeasible",
         "contract": limits,
-        "broken": broken(limits),
+        "broken": broken(facts, limits),
         "interrupted": facts.interrupted,
         **_source(facts),
         **_scores(facts),
@@ -89,15 +89,21 @@ def contract(facts: Facts) -> dict[str, dict[str, Any]]:
     }
 
 
-def broken(limits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The limits that do not hold, each with its number in a sentence."""
-    names = {"max_drop": "drop", "size_bytes": "size in bytes", "latency_ms": "latency in ms"}
+def broken(facts: Facts, limits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The limits that do not hold, each with its number and the nearest that was found, in a sentence."""
+    trials = facts.trials.seen.values()
+    nearest = {
+        "max_drop": ("drop", min(trial.comparison.drop for trial in trials)),
+        "size_bytes": ("size in bytes", min(trial.export.size_bytes for trial in trials)),
+        "latency_ms": ("latency in ms", limits.get("latency_ms", {}).get("measured", 0.0)),
+    }
     return [
         {
             "constraint": name,
             "limit": limit["limit"],
             "measured": limit["measured"],
-            "why": f"The {names[name]} is {limit['measured']:.6g}, above the limit of {limit['limit']:.6g}.",
+            "why": f"The {nearest[name][0]} is {limit['measured']:.6g}, above the limit of {limit['limit']:.6g}; "
+            f"the least of any file tried is {nearest[name][1]:.6g}.",
         }
         for name, limit in limits.items()
         if not limit["holds"]

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from lighten.core.errors import InputError, UnfitError
 
 FORMAT = 1
-_NAMESPACES = ("aten", "prims", "quantized_decomposed", "lighten")
+_NAMESPACES = ("aten", "prims", "quantized_decomposed")
 _PYTHON: dict[str, Callable[..., Any]] = {
     f"operator.{name}": getattr(operator, name)
     for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "pow")
@@ -91,6 +91,8 @@ def _target_name(node: fx.Node) -> str:
 
 
 def _target(name: str) -> Callable[..., Any]:
+    import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+
     if name in _PYTHON:
         return _PYTHON[name]
     parts = name.split(".")

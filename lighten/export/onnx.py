@@ -44,7 +44,9 @@ class OnnxExporter:
         """The compressed network, integer weights as int8. Raises UnfitError when an operator has no ONNX form."""
         from lighten.export.lower import lower
 
-        return _write(lower(copy.deepcopy(compressed.graph)), compressed.model, path)
+        with quiet():
+            graph = copy.deepcopy(compressed.graph)
+        return _write(lower(graph), compressed.model, path)
 
     def open(self, path: Path, target: Target) -> "OnnxSession":
         """Loads a file. Raises InputError when ONNX Runtime refuses it."""

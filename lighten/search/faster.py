@@ -46,7 +46,7 @@ class Speed:
         return self.timing.ratio_interval(_CHOSEN, ORIGINAL)
 
 
-def time_trial(trials: Trials, trial: Trial, *, rounds: int = 30) -> Speed:
+def time_trial(trials: Trials, trial: Trial, *, rounds: int = 60) -> Speed:
     """The trial's file beside the original, interleaved."""
     return Speed(trial, trials.time({_CHOSEN: trial.export.path}, rounds=rounds))
 

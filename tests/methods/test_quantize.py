@@ -1,5 +1,7 @@
 """The int8 method on networks with the patterns of real ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from networks import encoder, frames, images, recurrent, residual, sentences
@@ -151,3 +153,10 @@ def test_nan_in_calibration_data_is_refused_with_the_tensor() -> None:
     data.test.inputs[0][3] = float("nan")
     with pytest.raises(InputError, match="Calibration met NaN or infinity at"):
         prepare(residual(), data)
+
+
+def test_a_network_that_is_quantized_already_is_refused() -> None:
+    prepared = prepare(residual(), images())
+    once = prepared.realize(prepared.proposals()[0])
+    with pytest.raises(UnfitError, match="is quantized already"):
+        prepare(replace(residual(), module=once.graph), images())

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from lighten.analyze.trace import set_tensor, tensor_of
 from lighten.core.data import Batch, Data
-from lighten.core.errors import InputError
+from lighten.core.errors import InputError, UnfitError
 from lighten.core.graph import Graph, Site
 from lighten.core.method import Card, Compressed
 from lighten.core.model import Model
 from lighten.core.plan import Plan
 from lighten.core.run import Run
 from lighten.core.spec import Keep, Quant, Spec
+from lighten.engine.quiet import quiet
 from lighten.methods.quantize import annotate, sites
 from lighten.methods.quantize.bias import CORRECTABLE, correct_biases, observe_means
 from lighten.methods.quantize.observe import (
@@ -85,7 +86,12 @@ class Quantize:
             raise InputError(f"samples must be an integer >= 1. Got {self.samples!r}.")
 
     def prepare(self, model: Model, graph: Graph, *, data: Data, run: Run) -> "Calibrated":
-        """Observes every tensor that any plan could quantize: one float forward pass over `samples` examples."""
+        """Observes every tensor that any plan could quantize: one float forward pass over `samples` examples.
+
+        Raises UnfitError when the network is quantized already: its float weights are gone.
+        """
+        if any("quantized_decomposed" in str(node.target) for node in graph.module.graph.nodes):
+            raise UnfitError(f"{model.origin.source} is quantized already.", hint="Compress the original network.")
         graph = Graph(_in_fastest_layout(graph), graph.sites)
         everything = Plan({site.name: _static(site) for site in graph.sites if sites.takes(site, _static(site))})
         num_samples = min(self.samples, len(data.calibration))
@@ -217,7 +223,8 @@ def _make_contiguous(module: torch.fx.GraphModule) -> None:
 
 def _in_fastest_layout(graph: Graph) -> torch.fx.GraphModule:
     """A copy whose image convolutions hold their weights channels-last, which the CPU kernels want."""
-    module = copy.deepcopy(graph.module)
+    with quiet():
+        module = copy.deepcopy(graph.module)
     for site in graph.sites:
         for name in site.weights:
             set_tensor(module, name, fastest_layout(tensor_of(module, name).detach()))
