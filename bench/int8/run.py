@@ -213,7 +213,9 @@ def overhead(folder: Path) -> dict[str, float]:
 
 def median_seconds(code: str) -> float:
     """Of five fresh processes, each printing its own time."""
-    outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(5)]
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(5)
+    ]
     return float(np.median([float(output.split()[-1]) for output in outputs]))
 
 
@@ -242,7 +244,9 @@ def processor() -> str:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown, a section a network."""
-    parts = [f"Machine: {results['machine']['processor']}, {results['machine']['cores']} cores; {results['threads']} thread(s).\n"]
+    parts = [
+        f"Machine: {results['machine']['processor']}, {results['machine']['cores']} cores; {results['threads']} thread(s).\n"
+    ]
     for name in NETWORKS:
         if name in results:
             parts.append(section(name, results[name]))

@@ -1,4 +1,4 @@
-"""When the drop is too large: the sites that hurt most go back towards float, as few as keep the contract.
+"""When the drop is too large: the sites that hurt most go back to float, as few as keep the contract.
 
 Sites are ranked by the noise that each alone puts on the network's output; then the shortest prefix of that ranking that
 holds the drop is found by doubling and bisection, each step a real file scored on the test examples.
@@ -19,21 +19,27 @@ _EXAMPLES = 8
 
 
 def restore(trials: Trials, start: Trial, *, holds: Callable[[Trial], bool], inputs: tuple[Tensor, ...], run: Run) -> Trial:
-    """The trial nearest to `start` for which `holds` is true; the best one by drop when none is.
+    """The trial with the fewest sites back in float for which `holds` is true; the best one by drop when none is.
 
     inputs: a few examples for the ranking.
     """
     damage = rank(trials.prepared, start.plan, inputs=inputs, run=run)
     order = sorted(damage, key=damage.__getitem__, reverse=True)
-    plan = start.plan
-    # first computation goes back to float and storage stays small, then storage too
-    while any(type(spec) is not Keep for spec in plan.values()):
-        softened = {site: trials.prepared.gentler(site, plan[site]) for site in order if type(plan.spec(site)) is not Keep}
-        found = _shortest(trials, plan, changes=softened, holds=holds)
-        if found is not None:
-            return found
-        plan = plan.replace(softened)
-    return min(trials.seen.values(), key=lambda trial: trial.comparison.drop)
+
+    def attempt(count: int) -> Trial:
+        restored: dict[str, Spec] = dict.fromkeys(order[:count], Keep())
+        return trials.attempt(start.plan.replace(restored), f"{count} of {len(order)} layers back to float")
+
+    few, many = 0, 1
+    while not holds(attempt(min(many, len(order)))):
+        if many >= len(order):
+            return min(trials.seen.values(), key=lambda trial: trial.comparison.drop)
+        few, many = many, many * 2
+    many = min(many, len(order))
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if holds(attempt(middle)) else (middle, many)
+    return attempt(many)
 
 
 def rank(prepared: Prepared, plan: Plan, *, inputs: tuple[Tensor, ...], run: Run) -> dict[str, float]:
@@ -52,25 +58,6 @@ def rank(prepared: Prepared, plan: Plan, *, inputs: tuple[Tensor, ...], run: Run
         return damage
 
     return dict(run.memory.remember(f"damage-{plan.key()}", measure))
-
-
-def _shortest(trials: Trials, plan: Plan, *, changes: dict[str, Spec], holds: Callable[[Trial], bool]) -> Trial | None:
-    sites = list(changes)
-
-    def attempt(count: int) -> Trial:
-        restored = {site: changes[site] for site in sites[:count]}
-        return trials.attempt(plan.replace(restored), f"{count} of {len(plan)} layers restored")
-
-    few, many = 0, 1
-    while not holds(attempt(min(many, len(sites)))):
-        if many >= len(sites):
-            return None
-        few, many = many, many * 2
-    many = min(many, len(sites))
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if holds(attempt(middle)) else (middle, many)
-    return attempt(many)
 
 
 @torch.no_grad()
