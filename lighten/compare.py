@@ -1,6 +1,6 @@
 """Two networks side by side on the same data: scores, the drop with its interval, flips, and time, interleaved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lighten.core.run import Progress, Silent
 from lighten.data.source import load_data
 from lighten.evaluate.collect import collect
 from lighten.evaluate.latency import time_interleaved
+from lighten.evaluate.metrics import metric_named
 from lighten.evaluate.paired import compare as compare_predictions
 from lighten.evaluate.predictions import Pass, Predictions
 from lighten.evaluate.probe import collect_probe
@@ -37,6 +38,7 @@ def compare(
     second: str | Path,
     data: str | Path | Data,
     *,
+    metric: str | None = None,
     target: Target | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -44,13 +46,15 @@ def compare(
 
     first, second: an .onnx file or a folder that lighten wrote (both run in ONNX Runtime), or anything `lighten.load` reads
     (runs in torch). At least one must be more than an .onnx file, since the data is prepared for a model.
-    Raises InputError as the readers do.
+    metric: what is scored; what suits the data when None. Raises InputError as the readers do.
     """
     target, progress = target or Target(), progress or Silent()
     sides = [_open(first, target), _open(second, target)]
     model = next((side.model for side in sides if side.model is not None), None)
     if type(data) is not Data:
         data = load_data(data, model=_needed(model))
+    if metric is not None:
+        data = replace(data, metric=metric_named(metric).name)
     torch.set_num_threads(target.threads)
     predictions = [_predict(side, data, target, progress=progress) for side in sides]
     compared = compare_predictions(*predictions, metric=data.metric, labels=data.labels)

@@ -27,7 +27,7 @@ from lighten.core.spec import Quant
 from lighten.data.source import check_labels, load_data
 from lighten.engine.files import check_writable
 from lighten.engine.memory import FolderMemory
-from lighten.gather import Facts, gather
+from lighten.gather import Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import Result
 from lighten.search.faster import Speed, make_faster, time_trial
@@ -66,8 +66,9 @@ def compress(
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
     identity = {
+        "versions": versions(),
         "model": _digest(graph),
-        "data": data.digest,
+        "data": [data.digest, data.metric],
         "method": repr(method),
         "target": repr(target),
         "seed": recipe.seed,

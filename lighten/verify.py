@@ -1,6 +1,7 @@
 """`lighten verify DIR`: the hashes, and the truth gate once more, on this machine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def _truth(folder: Path, report: dict[str, Any], target: Target, source: Data | 
     data, why_not = _data(source, report, model)
     if data is None:
         return [*checks, _check("score", True, f"not repeated: {why_not}")]
+    data = replace(data, metric=report["metric"])
     how = Pass(data.task, batch_size=target.batch, limit=_PARITY_EXAMPLES)
     found = parity(model.module, session, data.test, how=how)
     needed = min(report["parity"]["sqnr_db"] - 3.0, 40.0) if source is None else _LEAST_SQNR_DB

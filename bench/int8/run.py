@@ -2,9 +2,10 @@
 
     python bench/int8/run.py FOLDER --peers-python PEERS/bin/python [--threads 1] [--only minilm]
 
-For each of three real networks: exports float32, quantizes with lighten, hands the same file and the same calibration examples to the
-peers (peers.py, an environment of their own), scores every tool's file with one code, and times all files interleaved in one
-process. Writes results.json and table.md beside this script. README.md here says how to make the peers' environment.
+For each of three real networks: exports float32, quantizes with lighten, hands the same file and the same calibration
+examples to the peers (peers.py, an environment of their own), scores every tool's file with one code, and times all files
+interleaved in one process. Writes results.json and table.md beside this script. README.md here says how to make the peers'
+environment.
 
 Dimension key: N examples.
 """
@@ -26,10 +27,9 @@ import torch
 import lighten
 from lighten.analyze.trace import trace
 from lighten.core.data import Batch
+from lighten.evaluate.collect import collect
 from lighten.evaluate.paired import compare
 from lighten.evaluate.predictions import Pass
-from lighten.evaluate.probe import probe_logits
-from lighten.evaluate.collect import collect
 from lighten.export.onnx import OnnxExporter
 from lighten.methods.quantize.integer import Quantize
 
@@ -91,8 +91,8 @@ def measure(name: str, folder: Path, threads: int, *, peers: str | None) -> dict
 
 
 def quantizing_seconds(model: lighten.Model, data: lighten.Data, folder: Path, threads: int) -> dict[str, float]:
-    """lighten's quantizing (calibrate, plan, codes, bias correction), beside plain forward passes of the untouched network over the
-    same calibration examples, and the export; medians of three, interleaved.
+    """lighten's quantizing (calibrate, plan, codes, bias correction), beside plain forward passes of the untouched network
+    over the same calibration examples, and the export; medians of three, interleaved.
     """
     method, exporter = Quantize(), OnnxExporter()
     run = lighten.Run(threads=threads)

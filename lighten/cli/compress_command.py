@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=default_threads(), help="of the runtime (default: the cores there are, at most 4)"
     )
     parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
+    parser.add_argument("--metric", help="what is scored, e.g. f1 or top_5 (default: what suits the data)")
     parser.add_argument("--seed", type=int, help="of every random choice (default: the recipe's, else 0)")
 
 
@@ -46,11 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     target = Target(arguments.target, threads=arguments.threads, batch=arguments.batch)
     from lighten.compress import compress
+    from lighten.data.source import load_data
+    from lighten.evaluate.metrics import metric_named
     from lighten.read.source import load
 
     model = load(arguments.model, weights=arguments.weights)
     progress = progress_for(quiet=arguments.quiet or arguments.json)
-    result = compress(model, arguments.data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)
+    data = load_data(arguments.data, model=model, seed=recipe.seed)
+    if arguments.metric is not None:
+        data = replace(data, metric=metric_named(arguments.metric).name)
+    result = compress(model, data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)
     folder = result.save(arguments.out)
     print(json.dumps(result.report, indent=2) if arguments.json else f"{result.table()}\n\nReport: {folder / 'report.html'}")
     for limit in result.broken:
