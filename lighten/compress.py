@@ -65,16 +65,9 @@ def compress(
     data = data if type(data) is Data else load_data(data, model=model, seed=recipe.seed)
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
-    identity = {
-        "versions": versions(),
-        "model": _digest(graph),
-        "data": [data.digest, data.metric],
-        "method": repr(method),
-        "target": repr(target),
-        "seed": recipe.seed,
-    }
     with ExitStack() as stack:
         folder = _work_folder(out, stack)
+        identity = _identity(graph, data, method, target=target, seed=recipe.seed)
         memory = FolderMemory(folder, identity=identity) if out is not None and data.digest else Forgetful()
         run = Run(seed=recipe.seed, threads=target.threads, progress=progress or Silent(), memory=memory)
         stack.enter_context(_threads(target.threads))
@@ -169,6 +162,12 @@ def _num_outputs(graph: Graph) -> int | None:
     first = results[0] if isinstance(results, tuple | list) else results
     width = first.meta["val"].shape[-1] if "val" in first.meta and first.meta["val"].dim() else None
     return width if isinstance(width, int) else None
+
+
+def _identity(graph: Graph, data: Data, method: Method, *, target: Target, seed: int) -> dict[str, Any]:
+    """All that decides what a run finds: remembered work is used again only where every entry is the same."""
+    settings = {"method": repr(method), "target": repr(target), "seed": seed}
+    return {"versions": versions(), "model": _digest(graph), "data": [data.digest, data.metric], **settings}
 
 
 def _digest(graph: Graph) -> str:
