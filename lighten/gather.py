@@ -14,6 +14,7 @@ import torch
 from lighten.analyze.cost import costs
 from lighten.core.cost import Budget, LayerCost
 from lighten.core.graph import Graph
+from lighten.core.pins import pinned
 from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe
 from lighten.core.spec import Keep, Quant, Spec
@@ -130,18 +131,27 @@ def notes(facts: Facts) -> list[str]:
 
 def layers(facts: Facts) -> list[dict[str, Any]]:
     """One entry a site that has a cost or a spec."""
-    example = facts.trials.model.example
     plan, sqnr = facts.speed.trial.plan, facts.gate.layers
-    return [
-        _layer(cost, plan, sqnr.get(cost.site))
-        for cost in costs(facts.graph.module, example)
-        if cost.params or cost.site in plan
-    ]
+    every = costs(facts.graph.module, facts.trials.model.example)
+    shown = [cost for cost in every if cost.params or cost.site in plan]
+    return [{**_layer(cost, plan, sqnr.get(cost.site)), "why": _why(facts, cost.site)} for cost in shown]
+
+
+def _why(facts: Facts, site: str) -> str | None:
+    """Why a site that could be int8 is not."""
+    spec, could = facts.speed.trial.plan.spec(site), facts.trials.prepared.proposals()[0].spec(site)
+    if type(could) is not Quant or spec == could:
+        return None
+    if type(pinned(Plan({site: could}), facts.recipe.sites, [one.name for one in facts.graph.sites])[site]) is Keep:
+        return "pinned by the recipe"
+    if type(spec) is Keep:
+        return "in int8 it cost too much of the metric"
+    return "int8 computation was not faster" if facts.speed.slower_parts else None
 
 
 def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]:
     spec = plan.spec(cost.site)
-    after = cost.weight_bytes if type(spec) is Keep else _stored_bytes(cost)
+    after = cost.weight_bytes if type(spec) is Keep else cost.params
     return {
         "site": cost.site,
         "kind": cost.kind,
@@ -149,15 +159,11 @@ def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]
         "params": cost.params,
         "macs": cost.macs,
         "weight_bytes_before": cost.weight_bytes,
+        # int8 codes; scales and float biases are below a percent and are counted in the file's size, not here
         "weight_bytes_after": after,
         "error_sqnr_db": sqnr_db,
         "keep_cost_bytes": cost.weight_bytes - after,
     }
-
-
-def _stored_bytes(cost: LayerCost) -> int:
-    """int8 codes; scales and biases are below a percent and are counted in the file's size, not here."""
-    return cost.params if cost.params else 0
 
 
 def label(spec: Spec) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor, fx
 
 from lighten.core.graph import Site
 
+_EXACT_DB = 120.0
+
 
 @torch.no_grad()
 def layer_sqnr_db(
@@ -23,7 +25,8 @@ def layer_sqnr_db(
     before, after = _Outputs(original, by_node), _Outputs(compressed, by_node)
     before.run(*inputs)
     after.run(*inputs)
-    return {by_node[node]: _sqnr_db(before.kept[node], value) for node, value in after.kept.items() if node in before.kept}
+    noisy = {by_node[node]: _sqnr_db(before.kept[node], value) for node, value in after.kept.items() if node in before.kept}
+    return {site: ratio for site, ratio in noisy.items() if ratio < _EXACT_DB}
 
 
 class _Outputs(fx.Interpreter):
