@@ -39,7 +39,7 @@ from lighten.ops.grids import affine, quantize_rows, symmetric_scale
 from lighten.ops.ranges import RANGES, Seen, percentile
 
 _BATCH = 16
-_REPAIR_EXAMPLES = 32
+_REPAIR_EXAMPLES = 16
 _SMOOTHING = 0.75
 _RESIDUAL = ("add", "mul")
 _WEIGHT_RANGES = ("minmax", "mse")
