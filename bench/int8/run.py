@@ -36,10 +36,11 @@ from lighten.methods.quantize.integer import Quantize
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+# model, data, and the contract's largest drop
 NETWORKS = {
-    "efficientnet_lite0": ("examples.efficientnet_lite0:build", "examples.efficientnet_lite0:data"),
-    "minilm": ("examples.minilm:build", "examples.minilm:similarity"),
-    "silero_vad": ("examples.silero_vad:build", "examples.silero_vad:data"),
+    "efficientnet_lite0": ("examples.efficientnet_lite0:build", "examples.efficientnet_lite0:data", 0.05),
+    "minilm": ("examples.minilm:build", "examples.minilm:similarity", 0.005),
+    "silero_vad": ("examples.silero_vad:build", "examples.silero_vad:data", 0.005),
 }
 
 
@@ -68,13 +69,18 @@ def main() -> None:
 def measure(name: str, folder: Path, threads: int, *, peers: str | None) -> dict[str, Any]:
     """One network: lighten's file and its times, the peers' files, scores and latencies."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, data = (call(target) for target in NETWORKS[name])
+    model, data = (call(target) for target in NETWORKS[name][:2])
+    budget = lighten.Budget(max_drop=NETWORKS[name][2])
     exporter, target = OnnxExporter(), lighten.Target(threads=threads)
     exporter.write_float(model, folder / "original.onnx")
-    result = lighten.compress(model, data, target=target)
+    result = lighten.compress(model, data, budget=budget, target=target)
     (folder / "lighten.onnx").write_bytes(result.model_bytes)
     facts: dict[str, Any] = {"metric": data.metric, "num_test": len(data.test), "num_calibration": len(data.calibration)}
-    facts["lighten"] = {**quantizing_seconds(model, data, folder, threads), "plan": result.report["candidates"]}
+    facts["lighten"] = {
+        **quantizing_seconds(model, data, folder, threads),
+        "max_drop": budget.max_drop,
+        "tried": result.report["candidates"],
+    }
     save_inputs(model, data, folder)
     if peers is not None:
         run_peers(peers, folder, threads)
@@ -254,20 +260,36 @@ def table(results: dict[str, Any]) -> str:
 
 
 def section(name: str, facts: dict[str, Any]) -> str:
-    """One network's table: every tool's score, drop, bytes, seconds and speed over the fastest float32 of its own runtime."""
+    """One network's table: every tool's score, drop, bytes, quantizing seconds, and time at one thread over float32's in ONNX
+    Runtime.
+    """
     head = f"### {name} ({facts['metric']}, {facts['num_test']} test, {facts['num_calibration']} calibration examples)\n"
-    rows = ["| tool | score | drop (95 %) | bytes | of fp32 | quantizing s |", "|---|---|---|---|---|---|"]
-    whole = facts["original"]["bytes"]
+    columns = ("tool", "score", "drop (95 % interval)", "bytes", "of fp32", "quantizing s", "p50 ms", "times as fast")
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    times = facts.get("latency", {}).get("threads", {}).get("1", {})
     for tool, entry in facts.items():
-        if not isinstance(entry, dict) or "score" not in entry:
-            continue
-        low, high = entry["drop_interval"]
-        seconds = entry.get("quantize_seconds", entry.get("seconds", float("nan")))
-        rows.append(
-            f"| {tool} | {entry['score']:.4f} | {entry['drop']:+.4f} ({low:+.4f} to {high:+.4f}) | {entry['bytes']:,} "
-            f"| {entry['bytes'] / whole:.3f} | {seconds:.1f} |"
-        )
-    return "\n".join([head, *rows, ""])
+        if isinstance(entry, dict) and "score" in entry:
+            rows.append(row(tool, entry, whole=facts["original"]["bytes"], time=times.get(tool, {})))
+    original = times.get("original", {}).get("latency_ms_p50")
+    foot = f"\nfloat32 in ONNX Runtime: {facts['original']['bytes']:,} bytes, {original or float('nan'):.2f} ms.\n"
+    return "\n".join([head, *rows, foot])
+
+
+def row(tool: str, entry: dict[str, Any], *, whole: int, time: dict[str, Any]) -> str:
+    """One tool's line."""
+    low, high = entry["drop_interval"]
+    seconds = entry.get("quantize_seconds", entry.get("seconds"))
+    cells = (
+        tool,
+        f"{entry['score']:.4f}",
+        f"{entry['drop']:+.4f} ({low:+.4f} to {high:+.4f})",
+        f"{entry['bytes']:,}",
+        f"{entry['bytes'] / whole:.3f}",
+        "" if seconds is None else f"{seconds:.1f}",
+        f"{time['latency_ms_p50']:.2f}" if time else "",
+        f"{1 / time['of_original']:.2f}" if time else "",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
