@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lighten import catalog
 from lighten.core.cost import Target
 from lighten.core.data import Data, Runner
+from lighten.core.errors import InputError
 from lighten.core.model import Model
 from lighten.core.run import Progress, Silent
 from lighten.data.source import load_data
+from lighten.engine.threads import torch_threads
 from lighten.evaluate.collect import collect
 from lighten.evaluate.latency import time_interleaved
 from lighten.evaluate.metrics import metric_named
@@ -20,6 +23,8 @@ from lighten.evaluate.predictions import Pass, Predictions
 from lighten.evaluate.probe import collect_probe
 from lighten.read.source import load
 from lighten.result import MODEL_FILE
+
+Source = Model | nn.Module | str | Path
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class _Side:
 
 
 def compare(
-    first: str | Path,
-    second: str | Path,
+    first: Source,
+    second: Source,
     data: str | Path | Data,
     *,
     metric: str | None = None,
@@ -55,8 +60,9 @@ def compare(
         data = load_data(data, model=_needed(model))
     if metric is not None:
         data = replace(data, metric=metric_named(metric).name)
-    torch.set_num_threads(target.threads)
-    predictions = [_predict(side, data, target, progress=progress) for side in sides]
+    with torch_threads(target.threads):
+        predictions = [_predict(side, data, target, progress=progress) for side in sides]
+        latency = _time(sides, data, target)
     compared = compare_predictions(*predictions, metric=data.metric, labels=data.labels)
     return {
         "metric": data.metric,
@@ -68,28 +74,30 @@ def compare(
         "drop_interval": list(compared.drop_interval),
         "drop_method": compared.method,
         "flips": compared.flips.to_dict(),
-        "latency": _time(sides, data, target),
+        "latency": latency,
         "threads": target.threads,
         "batch": target.batch,
     }
 
 
-def _open(source: str | Path, target: Target) -> _Side:
-    path = Path(source)
-    exporter = catalog.exporter(target.runtime)
-    file = path / MODEL_FILE if path.is_dir() and (path / MODEL_FILE).is_file() else path
-    if file.suffix == ".onnx":
-        model = None if file is path else load(path)
-        return _Side(
-            str(source), exporter.open(file, target), model, target.runtime, file.stat().st_size if file.exists() else None
-        )
+def _open(source: Source, target: Target) -> _Side:
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and path.suffix == ".onnx":
+        return _file_side(path, None, target)
     model = load(source)
-    return _Side(str(source), model.module, model, "torch", None)
+    if path is not None and model.origin.kind == "saved" and (path / MODEL_FILE).is_file():
+        return _file_side(path / MODEL_FILE, model, target)
+    return _Side(model.origin.source, model.module, model, "torch", None)
+
+
+def _file_side(file: Path, model: Model | None, target: Target) -> _Side:
+    if not file.is_file():
+        raise InputError(f"{file} does not exist.")
+    session = catalog.exporter(target.runtime).open(file, target)
+    return _Side(str(file), session, model, target.runtime, file.stat().st_size)
 
 
 def _needed(model: Model | None) -> Model:
-    from lighten.core.errors import InputError
-
     if model is None:
         raise InputError(
             "Two .onnx files say nothing about how to prepare the data.",

@@ -2,8 +2,8 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,24 @@ from lighten.core.method import Method
 from lighten.core.model import Model
 from lighten.core.pins import pinned
 from lighten.core.plan import Plan
-from lighten.core.recipe import Recipe
+from lighten.core.recipe import Recipe, refuse_unknown
 from lighten.core.run import Forgetful, Progress, Run, Silent
 from lighten.core.spec import Quant
 from lighten.data.source import check_labels, load_data
-from lighten.engine.files import check_writable
+from lighten.engine.files import check_writable, make_folder
 from lighten.engine.memory import FolderMemory
+from lighten.engine.threads import torch_threads
 from lighten.gather import Facts, gather, versions
 from lighten.read.source import load
-from lighten.result import Result
+from lighten.result import WORK, Result
 from lighten.search.faster import Speed, make_faster, time_trial
 from lighten.search.gate import pass_gate
 from lighten.search.restore import restore
 from lighten.search.trials import Trial, Trials
 
 _FINAL_ROUNDS = 100
+_FILES_KEPT = 5  # as many times the weights as unfinished work takes: the original, and a dozen trials of a quarter each
+_FREE_BYTES = 20_000_000
 Source = Model | nn.Module | str | Path
 
 
@@ -65,12 +68,13 @@ def compress(
     data = data if type(data) is Data else load_data(data, model=model, seed=recipe.seed)
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
+    _check_sites(recipe, graph)
     with ExitStack() as stack:
-        folder = _work_folder(out, stack)
+        folder = _work_folder(out, model, stack)
         identity = _identity(graph, data, method, target=target, seed=recipe.seed)
         memory = FolderMemory(folder, identity=identity) if out is not None and data.digest else Forgetful()
         run = Run(seed=recipe.seed, threads=target.threads, progress=progress or Silent(), memory=memory)
-        stack.enter_context(_threads(target.threads))
+        stack.enter_context(torch_threads(target.threads))
         torch.manual_seed(recipe.seed)
         prepared = method.prepare(model, graph, data=data, run=run)
         trials = Trials(model, prepared, data, exporter, target, run, folder)
@@ -131,13 +135,14 @@ class _Job:
         return self._keep(time_trial(self.trials, trial))
 
     def _keep(self, speed: Speed) -> Speed:
-        better = self.best is None or (self._holds(speed.trial), -speed.ratio) > (
-            self._holds(self.best.trial),
-            -self.best.ratio,
-        )
-        if better:
+        if self.best is None or self._worth(speed) > self._worth(self.best):
             self.best = speed
         return speed
+
+    def _worth(self, speed: Speed) -> tuple[bool, float, float]:
+        """Among files that hold the drop the fastest is best, among those that do not the one that drops least."""
+        holds = self._holds(speed.trial)
+        return holds, 0.0 if holds else -speed.trial.comparison.drop, -speed.ratio
 
 
 def _only_method(recipe: Recipe) -> Method:
@@ -146,6 +151,13 @@ def _only_method(recipe: Recipe) -> Method:
             f"This version carries out one step. The recipe has {len(recipe.steps)}.", hint="Keep the quantize step."
         )
     return catalog.build_method(recipe.steps[0])
+
+
+def _check_sites(recipe: Recipe, graph: Graph) -> None:
+    names = [site.name for site in graph.sites]
+    pinned(Plan(), recipe.sites, names)
+    for site in recipe.plan or ():
+        refuse_unknown("site", site, names)
 
 
 def _name(plan: Plan) -> str:
@@ -179,20 +191,12 @@ def _digest(graph: Graph) -> str:
     return digest.hexdigest()
 
 
-def _work_folder(out: str | Path | None, stack: ExitStack) -> Path:
+def _work_folder(out: str | Path | None, model: Model, stack: ExitStack) -> Path:
     if out is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighten-")))
-    check_writable(Path(out), 50_000_000)
-    folder = Path(out) / ".work"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    own = model.origin.folder or Path(model.origin.source)
+    if own.exists() and own.resolve() == Path(out).resolve():
+        raise InputError(f"{out} is the model's own folder.", hint="Choose another --out.")
+    weight_bytes = sum(value.numel() * value.element_size() for value in model.module.state_dict().values())
+    check_writable(Path(out), _FILES_KEPT * weight_bytes + _FREE_BYTES)
+    return make_folder(Path(out) / WORK)

@@ -1,6 +1,8 @@
 """What a run gives: the verdict, every figure, and the folder to ship."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,15 @@ from typing import Any
 from lighten.core.errors import InputError
 from lighten.core.method import Compressed
 from lighten.core.recipe import Recipe
-from lighten.engine.files import check_writable, sha256_of, write_atomic
+from lighten.engine.files import check_writable, make_folder, move, sha256_of, write_atomic
 from lighten.export.archive import write_archive
 from lighten.report.table import table
-from lighten.report.write import write
+from lighten.report.write import JSON_NAME, PAGE_NAME, write
 
 MODEL_FILE = "model.onnx"
+RECIPE_FILE = "recipe.yaml"
 MANIFEST = "manifest.json"
+WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,29 @@ class Result:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder and returns its path: the file, what `lighten.load` reads, recipe, report, page, and the
-        manifest last.
+        manifest last. The unfinished work that `compress` left there is removed, unless the search was interrupted.
 
-        Raises InputError when the folder cannot be written; each file is complete or absent.
+        Raises InputError when the folder cannot be written; then the files that were there before still are.
         """
         folder = Path(folder)
         check_writable(folder, 3 * len(self.model_bytes) + 8_000_000)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / MODEL_FILE, self.model_bytes)
-        names = [MODEL_FILE, *write_archive(self.compressed, folder)]
-        write_atomic(folder / "recipe.yaml", self.recipe.to_yaml())
-        write(self.report, folder)
-        names += ["recipe.yaml", "report.json", "report.html"]
-        write_atomic(folder / MANIFEST, json.dumps(self._manifest(folder, names), indent=2) + "\n")
+        self._write(make_folder(folder))
+        if not self.interrupted:
+            shutil.rmtree(folder / WORK, ignore_errors=True)
         return folder
+
+    def _write(self, folder: Path) -> None:
+        """All files are written beside their places first, so that a full disk leaves what was there before."""
+        with tempfile.TemporaryDirectory(dir=make_folder(folder / WORK)) as place:
+            new = Path(place)
+            write_atomic(new / MODEL_FILE, self.model_bytes)
+            names = [MODEL_FILE, *write_archive(self.compressed, new)]
+            write_atomic(new / RECIPE_FILE, self.recipe.to_yaml())
+            write(self.report, new)
+            names += [RECIPE_FILE, JSON_NAME, PAGE_NAME]
+            write_atomic(new / MANIFEST, json.dumps(self._manifest(new, names), indent=2) + "\n")
+            for name in (*names, MANIFEST):
+                move(new / name, folder / name)
 
     def _manifest(self, folder: Path, names: list[str]) -> dict[str, Any]:
         files = {name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size} for name in names}
@@ -74,11 +87,12 @@ class Result:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that `Result.save` wrote. Raises InputError when there is none or it is malformed."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no readable {MANIFEST}: {error}.", hint="Name a folder that lighten wrote.") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise InputError(f"{folder / MANIFEST} is malformed.", hint="Name a folder that lighten wrote.")
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        _ = [entry["sha256"] for entry in manifest["files"].values()]
+    except OSError as error:
+        raise InputError(f"{folder} has no {MANIFEST}: {error.strerror}.", hint="Name a folder that lighten wrote.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / MANIFEST} is malformed.", hint="Name a folder that lighten wrote.") from error
     return manifest
 
 

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name, metavar=name.upper(), help="an .onnx file, a folder lighten wrote, or anything compress takes"
         )
     parser.add_argument("--data", required=True, metavar="D", help="as for compress")
+    parser.add_argument("--weights", metavar="FILE", help="weights for A where it is package.module:callable, .safetensors")
     parser.add_argument("--metric", help="what is scored, e.g. f1 or top_5 (default: what suits the data)")
     parser.add_argument("--threads", type=int, default=default_threads(), help="(default: the cores there are, at most 4)")
     parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
@@ -24,10 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lighten.cli.progress import progress_for
     from lighten.compare import compare
     from lighten.core.cost import Target
+    from lighten.read.source import load
 
     target = Target(threads=arguments.threads, batch=arguments.batch)
     progress = progress_for(quiet=arguments.quiet or arguments.json)
-    compared = compare(arguments.a, arguments.b, arguments.data, metric=arguments.metric, target=target, progress=progress)
+    first = arguments.a if arguments.weights is None else load(arguments.a, weights=arguments.weights)
+    compared = compare(first, arguments.b, arguments.data, metric=arguments.metric, target=target, progress=progress)
     print(json.dumps(compared, indent=2) if arguments.json else _text(compared))
     return 0
 

@@ -3,7 +3,14 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lighten.core.cost import Budget, Target
+    from lighten.core.recipe import Recipe
+    from lighten.result import Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,39 +33,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
     parser.add_argument("--metric", help="what is scored, e.g. f1 or top_5 (default: what suits the data)")
-    parser.add_argument("--seed", type=int, help="of every random choice (default: the recipe's, else 0)")
+    parser.add_argument("--seed", metavar="N", help="of every random choice (default: the recipe's, else 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 when the contract is met, 3 when it is not and the best result was kept."""
-    from dataclasses import replace
-
     from lighten.cli import quantities
-    from lighten.cli.progress import progress_for
     from lighten.core.cost import Budget, Target
     from lighten.core.recipe import Recipe
+    from lighten.engine.files import check_writable
+    from lighten.report.write import PAGE_NAME
 
     recipe = Recipe() if arguments.recipe is None else Recipe.from_file(Path(arguments.recipe))
-    recipe = recipe if arguments.seed is None else replace(recipe, seed=arguments.seed)
+    recipe = recipe if arguments.seed is None else replace(recipe, seed=quantities.seed(arguments.seed))
     budget = Budget(
         size_bytes=None if arguments.max_size is None else quantities.size_bytes(arguments.max_size),
         latency_ms=None if arguments.max_latency is None else quantities.latency_ms(arguments.max_latency),
         max_drop=None if arguments.max_drop is None else quantities.drop(arguments.max_drop),
     )
     target = Target(arguments.target, threads=arguments.threads, batch=arguments.batch)
+    check_writable(Path(arguments.out), 0)  # before a large model is read
+    result = _compress(arguments, budget, recipe, target=target)
+    folder = result.save(arguments.out)
+    print(json.dumps(result.report, indent=2) if arguments.json else f"{result.table()}\n\nReport: {folder / PAGE_NAME}")
+    for limit in result.broken:
+        print(f"lighten: not met: {limit['why']}", file=sys.stderr)
+    return 3 if result.broken or result.interrupted else 0
+
+
+def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe", *, target: "Target") -> "Result":
+    from lighten.cli.progress import progress_for
     from lighten.compress import compress
     from lighten.data.source import load_data
     from lighten.evaluate.metrics import metric_named
     from lighten.read.source import load
 
     model = load(arguments.model, weights=arguments.weights)
-    progress = progress_for(quiet=arguments.quiet or arguments.json)
     data = load_data(arguments.data, model=model, seed=recipe.seed)
     if arguments.metric is not None:
         data = replace(data, metric=metric_named(arguments.metric).name)
-    result = compress(model, data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)
-    folder = result.save(arguments.out)
-    print(json.dumps(result.report, indent=2) if arguments.json else f"{result.table()}\n\nReport: {folder / 'report.html'}")
-    for limit in result.broken:
-        print(f"lighten: not met: {limit['why']}", file=sys.stderr)
-    return 3 if result.broken or result.interrupted else 0
+    progress = progress_for(quiet=arguments.quiet or arguments.json)
+    return compress(model, data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)

@@ -5,6 +5,7 @@
 import argparse
 import difflib
 import importlib
+import itertools
 import os
 import sys
 import traceback
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        parsed = _parser(arguments).parse_args(arguments)
+        parsed = _parse(arguments)
         command = importlib.import_module(f"lighten.cli.{parsed.command}_command")
         return int(command.run(parsed))
     except SystemExit as stop:
@@ -48,32 +49,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, with the nearest option."""
+    """Errors in one line, with the nearest command or option."""
 
     def error(self, message: str) -> NoReturn:
-        options = [name for action in self._actions for name in action.option_strings]
-        wrong = [word for word in message.split() if word.startswith("--")]
-        near = difflib.get_close_matches(wrong[0].split("=")[0], options, n=1) if wrong else []
-        hint = f" Did you mean {near[0]}?" if near and "unrecognized" in message else ""
-        print(f"lighten: error: {message}.{hint} See {self.prog} --help.", file=sys.stderr)
+        print(f"lighten: error: {message if message.endswith('?') else f'{message}.'} See {self.prog} --help.", file=sys.stderr)
         raise SystemExit(2)
 
+    def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        """Before anything is missed: a mistyped option that is required would otherwise only be called missing."""
+        options = [name for action in self._actions for name in action.option_strings]
+        for word in itertools.takewhile(lambda word: word != "--", arguments):
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in options:
+                near = difflib.get_close_matches(name, options, n=1)
+                self.error(f"unknown option {name}{f'. Did you mean {near[0]}?' if near else ''}")
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    place = next((place for place, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    parser.refuse_unknown_options(arguments[:place])
+    if place < len(arguments):
+        name = arguments[place]
+        if name not in commands:
+            near = difflib.get_close_matches(name, commands, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(commands)}"
+            parser.error(f"unknown command {name}. {hint}")
+        commands[name].refuse_unknown_options(arguments[place + 1 :])
+    return parser.parse_args(arguments)
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    """The whole parser, and that of each command."""
     from lighten import __version__
 
-    parser = _Parser(
-        prog="lighten", description="Compresses trained neural networks and proves the result on the file that ships."
-    )
+    about = "Compresses trained neural networks and proves the result on the file that ships."
+    parser = _Parser(prog="lighten", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"lighten {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = {}
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        about = f"{summary[0].upper()}{summary[1:]}."
+        command = subparsers.add_parser(name, help=summary, description=about, allow_abbrev=False)
         importlib.import_module(f"lighten.cli.{name}_command").add_arguments(command)
         command.add_argument("--json", action="store_true", help="print JSON on standard output and nothing else")
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+        commands[name] = command
+    return parser, commands
 
 
 def default_threads() -> int:

@@ -37,6 +37,13 @@ def drop(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    """An integer from 0 to 2^63 - 1, what every generator takes. Raises InputError otherwise."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise InputError(f"{text!r} is not a seed.", hint="Write an integer from 0.")
+    return int(text)
+
+
 def _split(text: str, allowed: str) -> tuple[float, str]:
     match = _NUMBER.fullmatch(text)
     if match is None or not math.isfinite(float(match[1])):

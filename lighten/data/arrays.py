@@ -1,6 +1,7 @@
 """NumPy archives: x and y, or x_train, y_train, x_test, y_test. Integer y are classes, real y are regression targets."""
 
 import hashlib
+import zlib
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -43,19 +44,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, BadZipFile, EOFError) as error:
+    except (OSError, ValueError, BadZipFile, EOFError, TypeError, zlib.error) as error:
         raise InputError(f"{path} is not a readable .npz of plain arrays: {error}.") from error
 
 
 def _rows(arrays: dict[str, Any], part: str, model: Model, *, bad: list[BadRow], path: Path) -> Rows:
     x, y = arrays[f"x{part}"], arrays.get(f"y{part}")
-    expected = tuple(model.example[0].shape[1:])
-    if x.shape[1:] != expected:
-        raise InputError(f"{path}: an example of x{part} has shape {x.shape[1:]}, the model takes {expected}.")
-    if y is not None and len(y) != len(x):
-        raise InputError(f"{path}: x{part} has {len(x)} rows, y{part} has {len(y)}.")
-    if not len(x):
-        raise InputError(f"{path}: x{part} is empty.")
+    _check(x, y, model, path=path, name=f"x{part}")
     finite = np.isfinite(x.reshape(len(x), -1)).all(1) if np.issubdtype(x.dtype, np.floating) else np.ones(len(x), bool)
     if y is not None and np.issubdtype(y.dtype, np.floating):
         finite &= np.isfinite(y.reshape(len(y), -1)).all(1)
@@ -68,8 +63,27 @@ def _rows(arrays: dict[str, Any], part: str, model: Model, *, bad: list[BadRow],
     return Rows(list(kept), lambda rows: (torch.stack(rows),), targets, _show)
 
 
+def _check(x: Any, y: Any, model: Model, *, path: Path, name: str) -> None:
+    if len(model.example) != 1:
+        raise InputError(f"{path} holds one input, the model takes {len(model.example)}.", hint="Give batches from Python.")
+    example, dynamic = model.example[0], model.origin.dynamic[0] if model.origin.dynamic else {}
+    fixed = [dim for dim in range(1, example.dim()) if dim not in dynamic]
+    if x.ndim != example.dim() or any(x.shape[dim] != example.shape[dim] for dim in fixed):
+        raise InputError(f"{path}: an example of {name} has shape {x.shape[1:]}, the model takes {tuple(example.shape[1:])}.")
+    if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer) or x.dtype == bool):
+        raise InputError(f"{path}: {name} has type {x.dtype}.", hint="It must hold real numbers or integers.")
+    if y is not None and (y.ndim == 0 or len(y) != len(x)):
+        raise InputError(f"{path}: {name} has {len(x)} rows, y{name[1:]} has {len(y) if y.ndim else 'none'}.")
+    if not len(x):
+        raise InputError(f"{path}: {name} is empty.")
+
+
 def _targets(y: Any, path: Path) -> Tensor:
-    if np.issubdtype(y.dtype, np.integer) or y.dtype == bool:
+    is_classes = np.issubdtype(y.dtype, np.integer) or y.dtype == bool
+    if is_classes and y[0].size != 1:
+        raise InputError(f"{path}: y has the shape {y.shape}.", hint="Integer y are class numbers, one a row.")
+    y = y.reshape(len(y)) if is_classes else y
+    if is_classes:
         return torch.from_numpy(y.astype(np.int64))
     if np.issubdtype(y.dtype, np.floating):
         return torch.from_numpy(y.astype(np.float64))

@@ -16,8 +16,9 @@ from lighten.core.data import Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
 from lighten.data.folders import Kind, load_folder
+from lighten.data.rows import always_alike
 
-_SHORTEST_SECONDS = 0.02
+_SHORTEST_SECONDS = 0.025  # one frame of the usual feature extractors, and of wav2vec 2.0
 Samples = NDArray[np.float32]
 
 
@@ -28,7 +29,9 @@ def load_audio(folder: Path, *, model: Model, seed: int) -> Data:
     def collate(paths: list[Any]) -> tuple[Tensor, ...]:
         return (prepare([read_wav(path) for path in paths]),)
 
-    kind = Kind("audio-classification", (".wav",), _check, collate, lambda path, _: Example(f"{path.parent.name}/{path.name}"))
+    # padding would change what a network of raw samples says, so recordings of other lengths do not share a batch
+    alike = _length if _takes_any_length(model) else always_alike
+    kind = Kind("audio-classification", (".wav",), _check, collate, _show, alike)
     return load_folder(folder, kind=kind, model=model, seed=seed)
 
 
@@ -38,8 +41,11 @@ def read_wav(path: Path) -> tuple[Samples, int]:
         with wave.open(str(path), "rb") as file:
             rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
             raw = file.readframes(file.getnframes())
-    except wave.Error as error:
-        raise ValueError(f"not a PCM wav file: {error}") from error
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"not a PCM wav file: {str(error) or 'it ends too early'}") from error
+    if width not in (1, 2, 3, 4):
+        raise ValueError(f"samples of {8 * width} bits")
+    raw = raw[: len(raw) // (width * channels) * width * channels]  # a file that was cut off may end inside a sample
     if width == 1:
         samples = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
     elif width == 3:
@@ -69,11 +75,32 @@ def _check(path: Path) -> None:
         raise ValueError(f"too short: {len(samples)} samples at {rate} Hz")
 
 
+def _show(path: Path, index: int) -> Example:
+    return Example(f"{path.parent.name}/{path.name}")
+
+
+def _length(path: Path) -> tuple[int, int]:
+    with wave.open(str(path), "rb") as file:
+        return file.getnframes(), file.getframerate()
+
+
+def _takes_any_length(model: Model) -> bool:
+    dynamic = model.origin.dynamic
+    return bool(dynamic) and model.example[0].dim() == 2 and 1 in dynamic[0]
+
+
 def _plain(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor]:
     shape = model.example[0].shape
+    length = shape[-1]
+    if len(shape) < 2 or shape[1:].numel() != length:
+        raise InputError(
+            f"The model takes {tuple(shape)}, which is no batch of recordings.",
+            hint="Give batches from package.module:callable.",
+        )
 
     def prepare(clips: list[tuple[Samples, int]]) -> Tensor:
-        length = shape[-1]
+        if _takes_any_length(model):
+            return torch.from_numpy(np.stack([samples for samples, _ in clips]))
         fitted = [np.pad(samples[:length], (0, max(0, length - len(samples)))) for samples, _ in clips]
         return torch.from_numpy(np.stack(fitted)).reshape(len(clips), *shape[1:])
 
@@ -90,12 +117,16 @@ def _extractor(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor] | 
             "The model's feature extractor needs transformers.", hint="pip install lighten[huggingface]"
         ) from error
     loader: Any = AutoFeatureExtractor
-    extractor = loader.from_pretrained(model.origin.folder, local_files_only=True)
+    try:
+        extractor = loader.from_pretrained(model.origin.folder, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its classes make of the file
+        raise InputError(f"The feature extractor in {model.origin.folder} cannot be loaded: {error}.") from error
     rate, name = int(extractor.sampling_rate), model.input_names[0]
 
     def prepare(clips: list[tuple[Samples, int]]) -> Tensor:
         sounds = [resample(samples, own, rate) for samples, own in clips]
-        value: Tensor = extractor(sounds, sampling_rate=rate, return_tensors="pt", padding=True)[name]
+        # its own default pads spectrograms to the model's length
+        value: Tensor = extractor(sounds, sampling_rate=rate, return_tensors="pt")[name]
         return value
 
     return prepare

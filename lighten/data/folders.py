@@ -11,7 +11,8 @@ import torch
 from lighten.core.data import BadRow, Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
-from lighten.data.rows import Collate, Rows, divide
+from lighten.data.labels import classes
+from lighten.data.rows import Collate, Rows, always_alike, divide
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "validation")
 
@@ -25,6 +26,7 @@ class Kind:
     check: Callable[[Path], None]
     collate: Collate
     show: Callable[[Any, int], Example]
+    alike: Callable[[Any], Any] = always_alike
 
 
 def load_folder(folder: Path, *, kind: Kind, model: Model, seed: int) -> Data:
@@ -32,45 +34,45 @@ def load_folder(folder: Path, *, kind: Kind, model: Model, seed: int) -> Data:
 
     Raises InputError when no file can be used.
     """
-    parts = {name: next((folder / one for one in names if (folder / one).is_dir()), None) for name, names in _PARTS.items()}
-    test_folder = parts["test"] or folder
-    labels = _labels([path for path in (test_folder, parts["train"]) if path is not None], kind, model)
+    train_folder, test_folder = _splits(folder)
+    names = _class_folders([path for path in (test_folder, train_folder) if path is not None], kind)
+    labels, places = classes(names, model.origin.labels) if names else ((), {})
     bad: list[BadRow] = []
-    test = _rows(test_folder, labels, kind, bad=bad)
-    train = None if parts["train"] is None or parts["test"] is None else _rows(parts["train"], labels, kind, bad=bad)
+    test = _rows(test_folder, places, kind, bad=bad)
+    train = None if train_folder is None else _rows(train_folder, places, kind, bad=bad)
     if not len(test):
         raise InputError(f"{folder} holds no usable {'/'.join(kind.suffixes)} file in class folders{_first(bad)}.")
     if train is None or not len(train):
         train, test = divide(test, seed)
     metric = "accuracy" if test.targets is not None else "agreement"
     digest = _digest(folder, kind.suffixes)
-    return Data(str(folder), kind.task, metric, test, train, tuple(labels), tuple(bad), digest)
+    return Data(str(folder), kind.task, metric, test, train, labels, tuple(bad), digest)
 
 
-_PARTS = {"train": _TRAIN, "test": _TEST}
+def _splits(folder: Path) -> tuple[Path | None, Path]:
+    """(train or None, test). One of the two folders alone holds all there is."""
+    train, test = (next((folder / one for one in names if (folder / one).is_dir()), None) for names in (_TRAIN, _TEST))
+    return (train, test) if test is not None else (None, train or folder)
 
 
-def _labels(folders: Sequence[Path], kind: Kind, model: Model) -> list[str]:
-    """The model's own labels where the folder names are among them, else the folder names in order."""
-    names = sorted({entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir() and _files(entry, kind)})
-    known = {label.lower() for label in model.origin.labels}
-    return list(model.origin.labels) if names and all(name.lower() in known for name in names) else names
+def _class_folders(folders: Sequence[Path], kind: Kind) -> set[str]:
+    """Their names; none when the files lie in no folder of their own: then nothing is labelled."""
+    return {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir() and _files(entry, kind)}
 
 
-def _rows(folder: Path, labels: list[str], kind: Kind, *, bad: list[BadRow]) -> Rows:
+def _rows(folder: Path, places: dict[str, int], kind: Kind, *, bad: list[BadRow]) -> Rows:
     """All files below class folders, or, without class folders, the files themselves, unlabelled."""
-    position = {label.lower(): index for index, label in enumerate(labels)}
     found: list[tuple[Path, int]] = []
     for path in _files(folder, kind):
-        label = path.relative_to(folder).parts[0].lower() if labels else ""
-        if labels and label not in position:
-            bad.append(BadRow(str(path), "lies in no class folder"))
-        elif (why := _why_unusable(path, kind)) is not None:
-            bad.append(BadRow(str(path), why))
+        inside = path.relative_to(folder).parts
+        place = places.get(inside[0]) if len(inside) > 1 else None
+        why = "lies in no class folder" if places and place is None else _why_unusable(path, kind)
+        if why is None:
+            found.append((path, place or 0))
         else:
-            found.append((path, position.get(label, 0)))
-    targets = torch.tensor([label for _, label in found], dtype=torch.int64) if labels else None
-    return Rows([path for path, _ in found], kind.collate, targets, kind.show)
+            bad.append(BadRow(str(path), why))
+    targets = torch.tensor([place for _, place in found], dtype=torch.int64) if places else None
+    return Rows([path for path, _ in found], kind.collate, targets, kind.show, kind.alike)
 
 
 def _why_unusable(path: Path, kind: Kind) -> str | None:

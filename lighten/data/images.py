@@ -23,9 +23,19 @@ _THUMBNAIL = 64
 def load_images(folder: Path, *, model: Model, seed: int) -> Data:
     """A folder of images by class, or with train/ and test/ below it."""
     prepare = _processor(model) or _plain(model)
+    expected = tuple(model.example[0].shape[1:])
+
+    def prepared(path: Path) -> Tensor:
+        pixels = prepare(_open(path))
+        if pixels.shape != expected:
+            raise InputError(
+                f"{path}: the model's image processor gives {tuple(pixels.shape)}, the model takes {expected}.",
+                hint="Give the images one shape, or a fixed height and width in preprocessor_config.json.",
+            )
+        return pixels
 
     def collate(paths: list[Any]) -> tuple[Tensor, ...]:
-        return (torch.stack([prepare(_open(path)) for path in paths]),)
+        return (torch.stack([prepared(path) for path in paths]),)
 
     return load_folder(folder, kind=Kind("image-classification", SUFFIXES, _check, collate, _show), model=model, seed=seed)
 
@@ -47,8 +57,22 @@ def _open(path: Path) -> Any:
         from PIL import Image
     except ImportError as error:
         raise InputError("Reading images needs Pillow.", hint="pip install lighten[images]") from error
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    try:
+        with Image.open(path) as image:
+            return _eight_bits(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Pillow would cut 16-bit gray values off at 255, which makes such images white."""
+    if image.mode == "F":
+        raise ValueError("it holds real numbers, whose range is unknown")
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image).clip(0, 65_535) // 257).astype(np.uint8))
 
 
 def _check(path: Path) -> None:
@@ -81,7 +105,10 @@ def _processor(model: Model) -> Callable[[Any], Tensor] | None:
     except ImportError as error:
         raise InputError("The model's image processor needs transformers.", hint="pip install lighten[huggingface]") from error
     loader: Any = AutoImageProcessor
-    processor = loader.from_pretrained(model.origin.folder, local_files_only=True, backend="pil")
+    try:
+        processor = loader.from_pretrained(model.origin.folder, local_files_only=True, backend="pil")
+    except Exception as error:  # transformers raises whatever its classes make of the file
+        raise InputError(f"The image processor in {model.origin.folder} cannot be loaded: {error}.") from error
 
     def prepare(image: Any) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]

@@ -1,89 +1,110 @@
 """Batches made in Python: (inputs, target), a mapping with the model's input names and "target", or inputs alone."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lighten.core.data import Batch, Data, Example
+from lighten.core.data import Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
+from lighten.data.rows import Rows
 
-
-@dataclass(frozen=True)
-class Items:
-    """Examples held in memory, each a tuple of inputs without the batch dimension. targets: one an example, or None."""
-
-    items: tuple[tuple[Tensor, ...], ...]
-    targets: tuple[Tensor, ...] | None
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
-        """In order; a batch ends early where the next example has another shape."""
-        end = len(self.items) if limit is None else min(limit, len(self.items))
-        start = 0
-        while start < end:
-            stop = start + 1
-            while stop < min(start + size, end) and _shapes(self.items[stop]) == _shapes(self.items[start]):
-                stop += 1
-            inputs = tuple(torch.stack(values) for values in zip(*self.items[start:stop], strict=True))
-            target = None if self.targets is None else torch.stack(self.targets[start:stop])
-            yield Batch(inputs, target, tuple(range(start, stop)))
-            start = stop
-
-    def describe(self, index: int) -> Example:
-        """The example's number."""
-        return Example(f"example {index}")
+Inputs = tuple[Tensor, ...]
 
 
 def load_iterable(batches: Iterable[Any], *, model: Model, source: str = "Python batches") -> Data:
-    """Goes through `batches` once and keeps them. A pair of iterables is (train, test).
+    """Goes through `batches` once and keeps their examples. A tuple of two iterables is (train, test); one iterable is all
+    test, whoever made it having decided what to score on.
 
     Raises InputError when there is no batch, a shape does not fit the model, or only some batches have targets.
     """
-    if isinstance(batches, tuple) and len(batches) == 2 and not isinstance(batches[0], Tensor | Mapping):
-        train, test = _items(batches[0], model), _items(batches[1], model)
-    else:
-        train, test = None, _items(batches, model)
-    is_classes = test.targets is None or not test.targets[0].is_floating_point()
-    task = model.origin.task or ("classification" if is_classes else "regression")
-    metric = "agreement" if test.targets is None else "accuracy" if is_classes else "mse"
+    parts = [_rows(part, model) for part in (batches if _is_pair(batches) else [batches])]
+    train, test = parts if len(parts) == 2 else (None, parts[0])
+    digest = _digest(*parts)
+    task, metric = _task(test, model)
+    return Data(source, task, metric, test, train, model.origin.labels, digest=digest)
+
+
+def _is_pair(batches: Iterable[Any]) -> bool:
+    """True for (train, test). A tuple of tensors is a batch, so a tuple whose parts are batches is no pair of splits."""
+    if not isinstance(batches, tuple) or len(batches) != 2:
+        return False
+    return not any(
+        isinstance(part, Tensor | Mapping) or (isinstance(part, tuple) and bool(part) and isinstance(part[0], Tensor))
+        for part in batches
+    )
+
+
+def _task(test: Rows, model: Model) -> tuple[str, str]:
+    """(task, metric) from what the model is and the targets are."""
+    task, targets = model.origin.task, test.targets
+    is_real = targets is not None and targets.is_floating_point()
     if task == "language-model":
-        metric = "perplexity"
-    return Data(source, task, metric, test, train, model.origin.labels, digest=_digest(test))
+        return task, "perplexity"
+    if task == "sentence-similarity":
+        if targets is None or is_real:
+            raise InputError(
+                "A sentence encoder's batches need class numbers as targets, for a probe.",
+                hint="For rated pairs give a .csv with text_a, text_b and score.",
+            )
+        return "text-classification", "probe"
+    if is_real:
+        return "regression", "mse"
+    return task or "classification", "agreement" if targets is None else "accuracy"
 
 
-def _items(batches: Iterable[Any], model: Model) -> Items:
-    items: list[tuple[Tensor, ...]] = []
+def _rows(batches: Iterable[Any], model: Model) -> Rows:
+    if not isinstance(batches, Iterable):
+        raise InputError(f"The data is a {type(batches).__name__}, which is no iterable of batches.")
+    items: list[Inputs] = []
     targets: list[Tensor] = []
     for number, batch in enumerate(batches):
         inputs, target = _parts(batch, model, number)
-        items.extend(zip(*(value.unbind(0) for value in inputs), strict=True))
-        targets.extend([] if target is None else target.unbind(0))
+        items.extend(zip(*(value.detach().cpu().unbind(0) for value in inputs), strict=True))
+        targets.extend([] if target is None else target.detach().cpu().unbind(0))
     if not items:
         raise InputError("The data has no batch.")
     if targets and len(targets) != len(items):
         raise InputError(f"{len(targets)} targets for {len(items)} examples.", hint="Give every batch a target, or none.")
-    return Items(tuple(items), tuple(targets) if targets else None)
+    if len({value.shape for value in targets}) > 1:
+        raise InputError("The targets differ in shape.")
+    return Rows(items, _stack, torch.stack(targets) if targets else None, _show, _shapes)
 
 
-def _parts(batch: Any, model: Model, number: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def _parts(batch: Any, model: Model, number: int) -> tuple[Inputs, Tensor | None]:
     if isinstance(batch, Mapping):
         missing = [name for name in model.input_names if name not in batch]
         if missing:
             raise InputError(f"Batch {number} has no {', '.join(missing)}.", hint=f"Needed: {', '.join(model.input_names)}.")
         inputs, target = tuple(batch[name] for name in model.input_names), batch.get("target", batch.get("labels"))
     else:
-        values = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-        nested = values[0] if isinstance(values[0], tuple | list) else values[: len(model.example)]
-        inputs, target = tuple(nested), values[-1] if len(values) > (1 if nested is values[0] else len(model.example)) else None
+        inputs, target = _positional(batch, len(model.example), number)
     _check_shapes(inputs, model, number)
+    _check_target(target, len(inputs[0]), number)
     return inputs, target
+
+
+def _positional(batch: Any, num_inputs: int, number: int) -> tuple[Inputs, Any]:
+    """An input alone, the inputs and perhaps a target in a row, or (inputs, target)."""
+    values = (batch,) if isinstance(batch, Tensor) else batch
+    if not isinstance(values, tuple | list) or not values:
+        raise InputError(f"Batch {number} is a {type(batch).__name__}.", hint="Give tensors, (inputs, target), or a mapping.")
+    if isinstance(values[0], tuple | list):
+        return tuple(values[0]), values[1] if len(values) > 1 else None
+    return tuple(values[:num_inputs]), values[num_inputs] if len(values) > num_inputs else None
+
+
+def _check_target(target: Any, num_examples: int, number: int) -> None:
+    if target is None:
+        return
+    if not isinstance(target, Tensor) or target.dim() == 0 or len(target) != num_examples:
+        found = f"the shape {tuple(target.shape)}" if isinstance(target, Tensor) else f"type {type(target).__name__}"
+        raise InputError(f"The target of batch {number} has {found}.", hint=f"It needs a tensor with {num_examples} rows.")
+    if target.is_floating_point() and not bool(torch.isfinite(target).all()):
+        raise InputError(f"The target of batch {number} holds NaN or infinity.")
 
 
 def _check_shapes(inputs: tuple[Any, ...], model: Model, number: int) -> None:
@@ -96,15 +117,27 @@ def _check_shapes(inputs: tuple[Any, ...], model: Model, number: int) -> None:
             raise InputError(f"Batch {number} has shape {tuple(value.shape)}, the model takes {tuple(example.shape)}.")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"Batch {number} holds NaN or infinity.")
+    if len({value.shape[0] for value in inputs}) > 1:
+        raise InputError(f"The inputs of batch {number} have {', '.join(str(len(value)) for value in inputs)} rows.")
 
 
-def _digest(items: Items) -> str:
+def _stack(rows: list[Inputs]) -> Inputs:
+    return tuple(torch.stack(values) for values in zip(*rows, strict=True))
+
+
+def _show(row: Inputs, index: int) -> Example:
+    return Example(f"example {index}")
+
+
+def _shapes(row: Inputs) -> list[torch.Size]:
+    return [value.shape for value in row]
+
+
+def _digest(*splits: Rows) -> str:
     digest = hashlib.sha256()
-    for item in items.items:
-        for value in item:
-            digest.update(value.contiguous().numpy().tobytes())
+    for split in splits:
+        targets = () if split.targets is None else (split.targets,)
+        for value in (*(value for row in split.rows for value in row), *targets):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _shapes(item: tuple[Tensor, ...]) -> list[torch.Size]:
-    return [value.shape for value in item]

@@ -1,7 +1,7 @@
 """A split over rows that are prepared when a batch is asked for: memory holds one batch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,27 +12,33 @@ from lighten.core.data import Batch, Example
 Collate = Callable[[list[Any]], tuple[Tensor, ...]]
 
 
+def always_alike(row: Any) -> None:
+    """For rows that all give inputs of one shape, or that collating pads."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """rows: what each example is made from. collate: rows to inputs. targets: one a row, or None. show: a row for the
-    report.
+    report. alike: only neighbours for which it gives the same share a batch.
     """
 
     rows: Sequence[Any]
     collate: Collate
     targets: Tensor | None
     show: Callable[[Any, int], Example]
+    alike: Callable[[Any], Any] = always_alike
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
-        """In order, `size` rows at a time, the first `limit` only."""
-        end = len(self.rows) if limit is None else min(limit, len(self.rows))
-        for start in range(0, end, size):
-            stop = min(start + size, end)
+        """In order, at most `size` rows at a time, the first `limit` only; fewer where the next row is not alike."""
+        start, end = 0, len(self.rows) if limit is None else min(limit, len(self.rows))
+        while start < end:
+            stop = self._stop(start, min(start + size, end))
             target = None if self.targets is None else self.targets[start:stop]
             yield Batch(self.collate(list(self.rows[start:stop])), target, tuple(range(start, stop)))
+            start = stop
 
     def describe(self, index: int) -> Example:
         """Row `index` for a reader."""
@@ -41,7 +47,12 @@ class Rows:
     def take(self, chosen: Sequence[int]) -> "Rows":
         """The rows at these positions."""
         targets = None if self.targets is None else self.targets[torch.tensor(list(chosen), dtype=torch.int64)]
-        return Rows([self.rows[index] for index in chosen], self.collate, targets, self.show)
+        return replace(self, rows=[self.rows[index] for index in chosen], targets=targets)
+
+    def _stop(self, start: int, latest: int) -> int:
+        """One past the last row that shares a batch with row `start`."""
+        first = self.alike(self.rows[start])
+        return next((stop for stop in range(start + 1, latest) if self.alike(self.rows[stop]) != first), latest)
 
 
 def divide(rows: Rows, seed: int, *, share: float = 0.3) -> tuple[Rows | None, Rows]:

@@ -1,10 +1,12 @@
 """`lighten.load_data`: every data source becomes Data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lighten.core.data import Data
+from torch import Tensor
+
+from lighten.core.data import Data, Split
 from lighten.core.errors import InputError
 from lighten.core.model import Model
 
@@ -14,8 +16,9 @@ _READ = "a folder of images or .wav files by class, .npz, .csv, .jsonl, .txt, pa
 def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: int = 0) -> Data:
     """The examples behind `source`, prepared for `model`.
 
-    With one split only, 30 % of it (of each class) become the training split by `seed`; below ten examples there is none, and
-    calibration uses the test inputs. Raises InputError when nothing usable is there.
+    Of a file or folder with one split only, 30 % (of each class) become the training split by `seed`; below ten examples there
+    is none, and calibration uses the test inputs. So it is with batches from Python, which are never divided: give a tuple
+    (train, test). Raises InputError when nothing usable is there.
     """
     if type(source) is Data:
         return source
@@ -35,17 +38,26 @@ def check_labels(data: Data, *, num_outputs: int | None) -> None:
     """Raises InputError naming the first label that no output of the model stands for."""
     if num_outputs is None or not data.task.endswith("classification") or data.metric != "accuracy":
         return
-    for batch in data.test.batches(256):
-        if batch.target is None or batch.target.is_floating_point():
-            return
-        wrong = ((batch.target < 0) | (batch.target >= num_outputs)).flatten()
+    for targets, index in _targets(data.test):
+        wrong = (targets < 0) | (targets >= num_outputs)
         if bool(wrong.any()):
             place = int(wrong.int().argmax())
-            title = data.test.describe(batch.index[place]).title
             raise InputError(
-                f"Label {int(batch.target[place])} of {title} is out of range: the model has {num_outputs} outputs.",
+                f"Label {int(targets[place])} of {data.test.describe(index[place]).title} is out of range: "
+                f"the model has {num_outputs} outputs.",
                 hint=f"Labels are 0 to {num_outputs - 1}.",
             )
+
+
+def _targets(split: Split) -> Iterator[tuple[Tensor, Sequence[int]]]:
+    """The targets and their positions. Splits of lighten know them all; from others they come batch by batch."""
+    known = getattr(split, "targets", None)
+    if isinstance(known, Tensor):
+        yield known, range(len(known))
+        return
+    for batch in split.batches(256):
+        if batch.target is not None:
+            yield batch.target, batch.index
 
 
 def _from_folder(folder: Path, model: Model, seed: int) -> Data:

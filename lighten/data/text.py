@@ -16,6 +16,7 @@ from torch import Tensor
 from lighten.core.data import BadRow, Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
+from lighten.data.labels import classes
 from lighten.data.rows import Rows, divide
 
 _FIRST = ("text_a", "text1", "sentence1", "text")
@@ -33,12 +34,8 @@ def load_table(path: Path, *, model: Model, seed: int) -> Data:
     records, bad = _read(path)
     if not records:
         raise InputError(f"{path} holds no usable row{_first(bad)}.")
-    columns = set(records[0][1])
-    first = next((name for name in _FIRST if name in columns), None)
-    second = next((name for name in _SECOND if name in columns), None)
-    if first is None or ("label" not in columns and second is None):
-        have = ", ".join(sorted(columns))
-        raise InputError(f"{path} has the columns {have}.", hint="Needed: text and label, or two texts and a score.")
+    first, second = _columns({name for _, record in records for name in record}, path)
+    _check_task(model, path, is_pairs=second is not None)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if second is not None:
         rows = _pairs(records, (first, second), model, bad=bad)
@@ -50,6 +47,25 @@ def load_table(path: Path, *, model: Model, seed: int) -> Data:
     return Data(str(path), "text-classification", metric, test, train, labels, tuple(bad), digest)
 
 
+def _columns(have: set[str], path: Path) -> tuple[str, str | None]:
+    """The column of the texts, and that of the second texts, None where rows have a label instead."""
+    first = next((name for name in _FIRST if name in have), None)
+    second = next((name for name in _SECOND if name in have), None)
+    if first is None or ("label" if second is None else "score") not in have:
+        raise InputError(
+            f"{path} has the columns {', '.join(sorted(have))}.", hint="Needed: text and label, or text_a, text_b and score."
+        )
+    return first, second
+
+
+def _check_task(model: Model, path: Path, *, is_pairs: bool) -> None:
+    task = model.origin.task
+    if task == "language-model":
+        raise InputError(f"{path} is a table, {model.origin.source} a language model.", hint="Give it a .txt file.")
+    if is_pairs and task not in (None, "sentence-similarity"):
+        raise InputError(f"{path} holds pairs of texts, {model.origin.source} is for {task}.", hint="Give it text and label.")
+
+
 def load_plain_text(path: Path, *, model: Model) -> Data:
     """A text in windows of as many tokens as the model takes, at most 512; the first 30 % for calibration, scored by
     perplexity.
@@ -58,8 +74,13 @@ def load_plain_text(path: Path, *, model: Model) -> Data:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable UTF-8 text: {error}.") from error
+    if model.origin.task not in (None, "language-model"):
+        raise InputError(
+            f"{path} is plain text, {model.origin.source} is for {model.origin.task}.",
+            hint="Give it a .csv with text and label.",
+        )
     tokenizer = _tokenizer(model)
-    window = min(_LONGEST, _limit(tokenizer))
+    window = _limit(tokenizer, model)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"][0]
     rows = [part for part in ids.split(window) if len(part) >= 2]
     if not rows:
@@ -84,14 +105,23 @@ def _read(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[BadRow]]:
     records: list[tuple[str, dict[str, Any]]] = []
     bad: list[BadRow] = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                records = [(f"row {number}", dict(row)) for number, row in enumerate(csv.DictReader(file), 2)]
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark in front
+            if path.suffix.lower() == ".csv":
+                _read_rows(csv.DictReader(file), records, bad)
             else:
                 _read_lines(file, records, bad)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
     return records, bad
+
+
+def _read_rows(reader: "csv.DictReader[str]", records: list[tuple[str, dict[str, Any]]], bad: list[BadRow]) -> None:
+    for row in reader:
+        where = f"line {reader.line_num}"
+        if None in row:  # where DictReader puts what goes beyond the header
+            bad.append(BadRow(where, "more fields than the header has; a text with commas must be in quotes"))
+        else:
+            records.append((where, dict(row)))
 
 
 def _read_lines(file: Iterable[str], records: list[tuple[str, dict[str, Any]]], bad: list[BadRow]) -> None:
@@ -119,24 +149,9 @@ def _labelled(
             bad.append(BadRow(where, "no text" if not text else "no label"))
         else:
             kept.append((text, str(label).strip()))
-    labels = _label_names({label for _, label in kept}, model)
-    position = {label.lower(): index for index, label in enumerate(labels)}
-    targets = torch.tensor([position[label.lower()] for _, label in kept], dtype=torch.int64)
+    labels, places = classes((label for _, label in kept), model.origin.labels)
+    targets = torch.tensor([places[label] for _, label in kept], dtype=torch.int64)
     return _rows([(text,) for text, _ in kept], targets, model), labels
-
-
-def _label_names(found: set[str], model: Model) -> tuple[str, ...]:
-    """The model's labels where all found ones are among them; numbers are positions; else the names in order."""
-    known = {label.lower() for label in model.origin.labels}
-    if all(label.lower() in known for label in found):
-        return model.origin.labels
-    if all(label.isdigit() for label in found) and found:
-        count = max(int(label) for label in found) + 1
-        if count > 10_000:
-            raise InputError(f"A label is {count - 1}; classes are numbered from 0.")
-        own = model.origin.labels
-        return own if len(own) >= count and not known & found else tuple(str(index) for index in range(count))
-    return tuple(sorted(found))
 
 
 def _pairs(records: list[tuple[str, dict[str, Any]]], columns: tuple[str, str], model: Model, *, bad: list[BadRow]) -> Rows:
@@ -149,18 +164,18 @@ def _pairs(records: list[tuple[str, dict[str, Any]]], columns: tuple[str, str], 
         except (TypeError, ValueError):
             bad.append(BadRow(where, f"score {record.get('score')!r} is not a number"))
             continue
-        if all(texts) and not math.isnan(score):
+        if all(texts) and math.isfinite(score):
             kept.append(texts)
             scores.append(score)
         else:
-            bad.append(BadRow(where, "no text" if not all(texts) else "score is NaN"))
+            bad.append(BadRow(where, "no text" if not all(texts) else f"score is {score}"))
     return _rows(kept, torch.tensor(scores, dtype=torch.float64), model)
 
 
 def _rows(texts: list[tuple[str, ...]], targets: Tensor, model: Model) -> Rows:
     """All first texts of a batch, then all second ones, padded to the longest."""
     tokenizer = _tokenizer(model)
-    limit = min(_LONGEST, _limit(tokenizer))
+    limit = _limit(tokenizer, model)
 
     def collate(rows: list[Any]) -> tuple[Tensor, ...]:
         flat = [row[place] for place in range(len(rows[0])) for row in rows]
@@ -180,16 +195,29 @@ def _tokenizer(model: Model) -> Any:
     except ImportError as error:
         raise InputError("Text needs transformers.", hint="pip install lighten[huggingface]") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.origin.folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"The tokenizer in {model.origin.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(model.origin.folder, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its classes make of the files
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"The tokenizer in {model.origin.folder} cannot be loaded: {first}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
-def _limit(tokenizer: Any) -> int:
-    return int(min(tokenizer.model_max_length, 1_000_000))
+def _limit(tokenizer: Any, model: Model) -> int:
+    """The most tokens of a text: what tokenizer, sentence encoder and position table take, at most 512."""
+    folder = model.origin.folder or Path()
+    sentence, config = (_settings(folder / name) for name in ("sentence_bert_config.json", "config.json"))
+    limits = (tokenizer.model_max_length, sentence.get("max_seq_length"), config.get("max_position_embeddings"))
+    return int(min(_LONGEST, *(limit for limit in limits if limit)))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is corrupt: {error}.") from error
+    return settings if isinstance(settings, dict) else {}
 
 
 def _usable(rows: Rows, path: Path, bad: list[BadRow]) -> Rows:

@@ -21,6 +21,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
+    errno.EEXIST: "a file of that name is in the way",
 }
 
 
@@ -53,6 +54,24 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made with all above it when missing. Raises InputError when that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return folder
+
+
+def move(path: Path, destination: Path) -> None:
+    """Replaces `destination` in one step; both lie in the same file system. Raises InputError when it cannot be written."""
+    make_folder(destination.parent)
+    try:
+        os.replace(path, destination)
+    except OSError as error:
+        raise unwritable(destination, error) from error
 
 
 def sha256_of(path: Path) -> str:

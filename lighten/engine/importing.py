@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lighten.core.errors import InputError
+from lighten.core.errors import InputError, LightenError
 
 
 def call(target: str) -> Any:
@@ -19,9 +19,9 @@ def call(target: str) -> Any:
         return found()
     except ModuleNotFoundError as error:
         raise InputError(f"{target}: {error}.", hint="Run it from the folder that holds the package.") from error
-    except AttributeError as error:
-        raise InputError(f"{target}: {error}.") from error
-    except TypeError as error:
-        raise InputError(f"{target} cannot be called without arguments: {error}.") from error
+    except LightenError:
+        raise
+    except Exception as error:  # the user's code raises what it likes
+        raise InputError(f"{target} failed: {type(error).__name__}: {error}.") from error
     finally:
         sys.path.remove(folder)

@@ -1,7 +1,7 @@
 """What a resumed run need not do again: finished pieces of work, one file each, in a folder.
 
-JSON values and dicts of tensors (safetensors) are kept under the hash of their key. The folder belongs to one run: when the
-model, data, recipe or target differ, everything in it is forgotten.
+JSON values and dicts of tensors (safetensors) are kept under the hash of their key, each behind the sha256 of its content. The
+folder belongs to one run: when the model, data, recipe or target differ, everything in it is forgotten.
 """
 
 import hashlib
@@ -12,51 +12,63 @@ from typing import Any
 
 from torch import Tensor
 
-from lighten.engine.files import write_atomic
+from lighten.engine.files import make_folder, unwritable, write_atomic
 
-_IDENTITY = "run.json"
+_IDENTITY = "run"
 
 
 class FolderMemory:
-    """core.run.Memory over a folder, which is made when missing."""
+    """core.run.Memory over a folder, which is made when missing. Raises InputError where the folder cannot be written."""
 
     def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
-        self._folder = folder / "memory"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        wanted = json.dumps(dict(identity), sort_keys=True)
-        if self._read_text(self._folder / _IDENTITY) != wanted:
-            for path in self._folder.iterdir():
-                path.unlink()
-            write_atomic(self._folder / _IDENTITY, wanted)
+        self._folder = make_folder(folder / "memory")
+        wanted = json.dumps(dict(identity), sort_keys=True).encode()
+        if self._read(_IDENTITY) != wanted:
+            self._forget()
+            self._write(_IDENTITY, wanted)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value stored under `key`, else `compute()`, stored. A damaged entry is computed again."""
-        path = self._path(key, "json")
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["value"]
-        except (OSError, ValueError, KeyError, TypeError):
-            value = compute()
-        write_atomic(path, json.dumps({"key": key, "value": value}))
+        kept = self._read(key)
+        if kept is not None:
+            return json.loads(kept)
+        value = compute()
+        self._write(key, json.dumps(value).encode())
         return value
 
     def remember_tensors(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The same for a flat dict of tensors."""
         import safetensors.torch
-        from safetensors import SafetensorError
 
-        path = self._path(key, "safetensors")
-        try:
-            return safetensors.torch.load_file(path)
-        except (OSError, SafetensorError):
-            tensors = compute()
-        write_atomic(path, safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}))
+        kept = self._read(f"tensors {key}")
+        if kept is not None:
+            return safetensors.torch.load(kept)
+        tensors = compute()
+        content = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
+        self._write(f"tensors {key}", content)
         return tensors
 
-    def _path(self, key: str, suffix: str) -> Path:
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{suffix}"
-
-    def _read_text(self, path: Path) -> str:
+    def _read(self, key: str) -> bytes | None:
+        """None where there is no such entry, or one that is not what was written."""
         try:
-            return path.read_text(encoding="utf-8")
+            digest, _, content = self._path(key).read_bytes().partition(b"\n")
         except OSError:
-            return ""
+            return None
+        return content if digest == _digest(content) else None
+
+    def _write(self, key: str, content: bytes) -> None:
+        write_atomic(self._path(key), _digest(content) + b"\n" + content)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def _forget(self) -> None:
+        for path in self._folder.iterdir():
+            try:
+                path.unlink()
+            except OSError as error:
+                raise unwritable(path, error) from error
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -1,9 +1,10 @@
 """Silence around library code whose warnings say nothing that a user of lighten could act on."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 _LOGGERS = (
     "torch",
@@ -20,14 +21,14 @@ _LOGGERS = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings are dropped and loggers of torch, torchao, transformers and the ONNX exporter show errors only, inside the
-    block.
+    """Inside the block warnings are dropped, loggers of torch, torchao, transformers and the ONNX exporter are silent, and
+    nothing reaches standard error: torch.export prints the graph it has so far there before it raises.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield

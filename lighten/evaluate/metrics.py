@@ -19,6 +19,8 @@ from lighten.evaluate.predictions import Array
 Score = Callable[[Array, Array, Array], Array]
 Hits = Callable[[Array, Array], Array]
 
+_BLOCK_CELLS = 2**21  # 16 MiB of float64
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -126,7 +128,12 @@ def auc(values: Array, targets_N: Array, counts_RN: Array) -> Array:
 
     One column is the score of class 1; two are logits, ranked by their difference; more are logits, whose softmax is scored one
     class against the rest and averaged over the classes that have both positives and negatives.
+
+    Where every column has a label of its own, 0 or 1 in the values' shape (the frames of a recording), each value is a score of
+    class 1 and all are ranked together.
     """
+    if targets_N.ndim == 2:
+        return _pooled_auc(values, targets_N, counts_RN)
     values_NC = values.reshape(len(values), -1)
     num_classes = values_NC.shape[1]
     _require_range(targets_N, max(num_classes, 2))
@@ -237,6 +244,20 @@ def _binary_auc(values_N: Array, positive_N: Array, counts_RN: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         areas: Array = (positives_RG * below_RG).sum(axis=1) / (positives_RG.sum(axis=1) * negatives_RG.sum(axis=1))
     return areas
+
+
+def _pooled_auc(values_NK: Array, targets_NK: Array, counts_RN: Array) -> Array:
+    """Over all values of all examples; a resample that draws an example draws all of its columns."""
+    if values_NK.shape != targets_NK.shape:
+        raise InputError(f"Labels of shape {targets_NK.shape} do not fit outputs of shape {values_NK.shape}.")
+    _require_range(targets_NK.reshape(-1), 2)
+    num_columns = values_NK.shape[1]
+    num_blocks = -(-counts_RN.shape[0] * values_NK.size // _BLOCK_CELLS)  # K times the counts: in blocks, so that memory holds
+    areas = [
+        _binary_auc(values_NK.reshape(-1), targets_NK.reshape(-1) == 1, np.repeat(block_RN, num_columns, axis=1))
+        for block_RN in np.array_split(counts_RN, num_blocks)
+    ]
+    return np.concatenate(areas)
 
 
 def _require_labels(values_NC: Array, targets_N: Array) -> None:

@@ -17,7 +17,8 @@ from lighten.engine.quiet import quiet
 
 _FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
     *("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json"),
     *("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"),
 )
@@ -28,20 +29,21 @@ _AUTO = {
     "language-model": "AutoModelForCausalLM",
     "sentence-similarity": "AutoModel",
 }
-_POOLINGS = ("mean", "cls", "max")
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
 
 
 def read_huggingface(folder: Path) -> Model:
     """The checkpoint in `folder`: config.json and safetensors (or a .bin of plain tensors), in float32 and eval mode.
 
-    Raises InputError when transformers is missing, a file is corrupt, or the checkpoint needs code of its own; UnfitError
-    never: an architecture without a head is taken for a sentence encoder.
+    An architecture without a head is taken for a sentence encoder. Raises InputError when transformers is missing, a file is
+    corrupt, weights are missing, or the checkpoint needs code of its own.
     """
     config = _config(folder)
     task = task_of(config)
-    network: Any = _load(folder, _AUTO[task])
+    network = _load(folder, task)
     wrapped, example, names = _wrap(network, task, config, folder)
-    tokens = {0: "batch", 1: "tokens"}
+    varies = {"input_ids": "tokens", "attention_mask": "tokens"}
+    varies |= {"input_values": "samples"} if example[0].dim() == 2 else {}  # a waveform, not a spectrogram
     labels = network.config.id2label if task.endswith("classification") else {}
     files = tuple(name for name in _FILES if (folder / name).is_file())
     origin = Origin(
@@ -51,7 +53,7 @@ def read_huggingface(folder: Path) -> Model:
         folder=folder,
         files=files,
         labels=tuple(str(labels[index]) for index in sorted(labels)),
-        dynamic=tuple(tokens if name in ("input_ids", "attention_mask") else {0: "batch"} for name in names),
+        dynamic=tuple({0: "batch", 1: varies[name]} if name in varies else {0: "batch"} for name in names),
     )
     return Model(wrapped.eval(), example, origin, names, ("embedding" if task == "sentence-similarity" else "logits",))
 
@@ -114,35 +116,44 @@ class Signal(nn.Module):
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'} is corrupt: {error}.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / 'config.json'} is not a mapping.")
+    config = _json(folder / "config.json")
     if "auto_map" in config:
         raise InputError(f"{folder} needs Python code of its own (auto_map), which lighten never runs.")
     return config
 
 
-def _load(folder: Path, name: str) -> Any:
+def _json(path: Path) -> dict[str, Any]:
+    """The file's mapping, {} when there is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is corrupt: {error}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a mapping.")
+    return found
+
+
+def _load(folder: Path, task: str) -> Any:
     try:
         import transformers
     except ImportError as error:
         raise InputError(
             "Reading a Hugging Face folder needs transformers.", hint="pip install lighten[huggingface]"
         ) from error
-    from safetensors import SafetensorError
-
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with quiet():
-            network = getattr(transformers, name).from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False
+            network, report = getattr(transformers, _AUTO[task]).from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever its classes make of the files
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{folder} cannot be loaded: {first.strip()[:250]}") from error
+    # transformers fills what is missing with random numbers; a sentence encoder's pooler is not used
+    missing = sorted(key for key in report["missing_keys"] if task != "sentence-similarity" or "pooler" not in key)
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(f"{folder} lacks the weights {', '.join(missing[:3])}{more}.", hint="The checkpoint is incomplete.")
     if hasattr(network.config, "use_cache"):
         network.config.use_cache = False
     return network
@@ -168,8 +179,7 @@ def _wrap(
 
 
 def _image_shape(config: dict[str, Any], folder: Path) -> tuple[int, int, int]:
-    path = folder / "preprocessor_config.json"
-    processor = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    processor = _json(folder / "preprocessor_config.json")
     size: Any = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     size = size or config.get("image_size") or 224
     if isinstance(size, dict):
@@ -181,7 +191,25 @@ def _image_shape(config: dict[str, Any], folder: Path) -> tuple[int, int, int]:
 
 
 def _pooling(folder: Path) -> str:
-    path = folder / "1_Pooling" / "config.json"
-    modes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-    return next((pooling for pooling in _POOLINGS if modes.get(names[pooling])), "mean")
+    _check_modules(folder)
+    settings = _json(folder / "1_Pooling" / "config.json")
+    chosen = [mode for mode, is_on in settings.items() if mode.startswith("pooling_mode_") and is_on]
+    names = [_POOLINGS.get(mode, mode) for mode in chosen] or [settings.get("pooling_mode", "mean")]
+    if len(names) > 1 or names[0] not in _POOLINGS.values():
+        raise InputError(
+            f"{folder} pools by {' and '.join(map(str, names))}.", hint=f"Known: {', '.join(_POOLINGS.values())}, one of them."
+        )
+    return str(names[0])
+
+
+def _check_modules(folder: Path) -> None:
+    """A sentence encoder of more than a transformer and its pooling would lose the rest. (Lengths change no cosine.)"""
+    path = folder / "modules.json"
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is corrupt: {error}.") from error
+    other = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    if other:
+        raise InputError(f"{folder} has a {other[0]} layer behind its pooling, which is not read.")

@@ -1,5 +1,6 @@
 """PyTorch modules: given as objects, or made by a callable named on the command line, with weights from a file."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for a file it refuses; nothing is unpickled here
@@ -12,6 +13,7 @@ from lighten.core.model import Model, Origin
 from lighten.engine.importing import call
 
 Example = tuple[Tensor, ...] | Tensor | None
+_SAVE_TENSORS = "Save module.state_dict() as .safetensors."
 
 
 def read_module(module: nn.Module, *, example: Example = None, weights: str | Path | None = None, source: str = "") -> Model:
@@ -21,6 +23,7 @@ def read_module(module: nn.Module, *, example: Example = None, weights: str | Pa
     Raises InputError when there is no example, or the weights do not fit.
     """
     inputs = _example(module, example)
+    _check_weights(module)
     if weights is not None:
         load_weights(module, Path(weights))
     names = tuple("input" if len(inputs) == 1 else f"input_{number}" for number in range(len(inputs)))
@@ -56,13 +59,16 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Loads a state dict. Raises InputError when the file is missing, corrupt, would need unpickling code, or does not fit."""
     state = read_state(path)
     own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    # files of shared weights often hold them once
+    given = {value.data_ptr() for name, value in own.items() if name in state and value.numel()}
+    missing = sorted(name for name in own.keys() - state.keys() if own[name].data_ptr() not in given)
+    extra = sorted(state.keys() - own.keys())
     if missing or extra:
         raise InputError(f"{path} does not fit the network: {_few('missing', missing)}{_few('unexpected', extra)}")
     for name, value in state.items():
         if value.shape != own[name].shape:
             raise InputError(f"{path}: {name} has shape {tuple(value.shape)}, the network's is {tuple(own[name].shape)}.")
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # the names were compared above
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
@@ -76,16 +82,15 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{path} is refused: it is corrupt or more than plain tensors ({first[:120]}).",
-            hint="Save the state dict as .safetensors.",
-        ) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is corrupt: {error}.") from error
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it holds {found[1]}, and loading that would run its code" if found else "it is corrupt or holds Python objects"
+        raise InputError(f"{path} is refused: {why}.", hint=_SAVE_TENSORS) from error
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, IndexError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} is corrupt: {first[:150].rstrip('.')}.", hint=_SAVE_TENSORS) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} does not hold a state dict.", hint="Save the state dict as .safetensors.")
+        raise InputError(f"{path} does not hold a state dict, tensors by name.", hint=_SAVE_TENSORS)
     return state
 
 
@@ -93,12 +98,21 @@ def _example(module: nn.Module, example: Example) -> tuple[Tensor, ...]:
     given = example if example is not None else getattr(module, "example_inputs", None)
     given = given() if callable(given) and not isinstance(given, Tensor) else given
     inputs = (given,) if isinstance(given, Tensor) else given
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
     if not isinstance(inputs, tuple) or not inputs or not all(isinstance(value, Tensor) for value in inputs):
         raise InputError(
             f"{type(module).__name__} has no example of its inputs.",
             hint="Give example=(tensor, ...), or give the module an attribute example_inputs.",
         )
     return inputs
+
+
+def _check_weights(module: nn.Module) -> None:
+    for name, value in module.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise InputError(f"{name} is {str(value.dtype).removeprefix('torch.')}, not float32.", hint="Give module.float().")
+        if value.device.type != "cpu":
+            raise InputError(f"{name} is on {value.device}; lighten works on the CPU.", hint="Give module.cpu().")
 
 
 def _at_least_two(value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from lighten.core.model import TASKS, Model
 from lighten.core.recipe import refuse_unknown
 
 _NOT_READ = {".onnx": "ONNX", ".h5": "Keras", ".keras": "Keras", ".tflite": "LiteRT", ".pb": "TensorFlow", ".gguf": "GGUF"}
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _READ = "an nn.Module, package.module:callable, a Hugging Face folder, or a folder that lighten wrote"
 
 
@@ -30,7 +31,7 @@ def load(
     example: one batch of inputs, needed for a plain module (or an attribute `example_inputs`: a tuple, or a callable that gives
     one). Dimension 0 is the batch. task: one of core.model.TASKS where the reader cannot know it.
 
-    Raises InputError when the source is missing, corrupt, of another kind, or holds NaN; UnfitError when it has no known task.
+    Raises InputError when the source is missing, corrupt, of another kind, or holds NaN.
     """
     if task is not None:
         refuse_unknown("task", task, TASKS)
@@ -53,6 +54,8 @@ def _reader(source: nn.Module | Model | str | Path) -> Reader:
         from lighten.read.module import read_module
 
         return lambda source, weights, example: read_module(source, example=example, weights=weights)
+    if not isinstance(source, str | Path):
+        raise InputError(f"A {type(source).__name__} is not a model.", hint=f"A model is {_READ}.")
     text = str(source)
     path = Path(text)
     if path.is_dir():
@@ -68,18 +71,28 @@ def _folder_reader(folder: Path) -> Reader:
     if (folder / "structure.json").is_file():
         from lighten.read.saved import load_saved
 
-        return lambda source, weights, example: load_saved(folder)
+        return lambda source, weights, example: load_saved(_complete(folder, weights))
     if (folder / "config.json").is_file():
         from lighten.read.huggingface import read_huggingface
 
-        return lambda source, weights, example: read_huggingface(folder)
+        return lambda source, weights, example: read_huggingface(_complete(folder, weights))
     raise InputError(f"{folder} has neither structure.json nor config.json.", hint=f"A model is {_READ}.")
+
+
+def _complete(folder: Path, weights: str | Path | None) -> Path:
+    if weights is not None:
+        raise InputError(f"{folder} has weights of its own.", hint="Leave out --weights, or name a package.module:callable.")
+    return folder
 
 
 def _refusal(path: Path) -> InputError:
     if path.exists():
         kind = _NOT_READ.get(path.suffix.lower())
-        said = f"{kind} files are not read yet" if kind else f"A {path.suffix or 'plain'} file is not a model"
+        said = f"{kind} files are not read yet" if kind else f"a {path.suffix or 'plain'} file is not a model"
+        if path.suffix.lower() in _WEIGHTS:
+            return InputError(
+                f"{path} holds weights only.", hint=f"Name the network too: package.module:callable --weights {path}"
+            )
         return InputError(f"{path}: {said}.", hint=f"A model is {_READ}.")
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)

@@ -68,6 +68,26 @@ def test_one_against_rest_auc_equals_scikit_learn(rng):
     assert score("auc", logits, labels) == pytest.approx(expected, abs=1e-12)
 
 
+def test_auc_over_labelled_frames_equals_scikit_learn_over_all_of_them(rng):
+    frames, labels = rng.integers(9, size=(30, 7)).astype(float), rng.integers(2, size=(30, 7))
+    expected = sklearn.metrics.roc_auc_score(labels.ravel(), frames.ravel())
+    assert score("auc", frames, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_resampled_auc_over_frames_draws_whole_examples(rng):
+    frames, labels = rng.normal(size=(300, 50)), rng.integers(2, size=(300, 50))
+    drawn_RN = rng.integers(300, size=(200, 300))  # 200 x 300 x 50 cells: more than one block
+    counts_RN = np.stack([np.bincount(drawn, minlength=300) for drawn in drawn_RN]).astype(float)
+    areas_R = METRICS["auc"].score(frames, labels, counts_RN)
+    expected = [score("auc", frames[drawn], labels[drawn]) for drawn in drawn_RN[[0, 100, 199]]]
+    assert areas_R[[0, 100, 199]] == pytest.approx(expected, abs=1e-12)
+
+
+def test_frame_labels_must_have_the_shape_of_the_outputs(rng):
+    with pytest.raises(InputError, match=r"\(30, 6\) do not fit outputs of shape \(30, 7\)"):
+        score("auc", rng.normal(size=(30, 7)), rng.integers(2, size=(30, 6)))
+
+
 @pytest.mark.parametrize(
     ("hypothesis", "reference", "expected"),
     [

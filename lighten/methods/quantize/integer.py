@@ -204,9 +204,10 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _is_transformer(graph: Graph) -> bool:
-    """A network of linear layers on tokens."""
+    """A network of linear layers on tokens, or with attention."""
     kinds = [site.kind for site in graph.sites if site.weights]
-    return kinds.count("linear") > len(kinds) / 2 and "embedding" in kinds
+    on_tokens = any(site.kind in ("embedding", "attention", "matmul") for site in graph.sites)
+    return kinds.count("linear") > len(kinds) / 2 and on_tokens
 
 
 def _static(site: Site) -> Quant:

@@ -1,0 +1,1 @@
+"""Runnable examples, a network or a task each."""
