@@ -24,7 +24,7 @@ from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe, refuse_unknown
 from lighten.core.run import Forgetful, Progress, Run, Silent
 from lighten.core.spec import Quant
-from lighten.data.source import check_labels, load_data
+from lighten.data.source import check_labels, load_data, require_labels
 from lighten.engine.files import check_writable, make_folder
 from lighten.engine.memory import FolderMemory
 from lighten.engine.threads import torch_threads
@@ -65,7 +65,7 @@ def compress(
     exporter = catalog.exporter(target.runtime)
     method = _only_method(recipe)
     model = model if type(model) is Model else load(model)
-    data = data if type(data) is Data else load_data(data, model=model, seed=recipe.seed)
+    data = data if type(data) is Data else require_labels(load_data(data, model=model, seed=recipe.seed), data)
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
     _check_sites(recipe, graph)

@@ -64,13 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe", *, target: "Target") -> "Result":
     from lighten.cli.progress import progress_for
     from lighten.compress import compress
-    from lighten.data.source import load_data
+    from lighten.data.source import load_data, require_labels
     from lighten.evaluate.metrics import metric_named
     from lighten.read.source import load
 
     model = load(arguments.model, weights=arguments.weights)
     data = load_data(arguments.data, model=model, seed=recipe.seed)
-    if arguments.metric is not None:
+    if arguments.metric is None:
+        require_labels(data, arguments.data)
+    else:
         data = replace(data, metric=metric_named(arguments.metric).name)
     progress = progress_for(quiet=arguments.quiet or arguments.json)
     return compress(model, data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)

@@ -1,10 +1,7 @@
 """NumPy archives: x and y, or x_train, y_train, x_test, y_test. Integer y are classes, real y are regression targets."""
 
-import hashlib
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,6 +11,7 @@ from lighten.core.data import BadRow, Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
 from lighten.data.rows import Rows, divide
+from lighten.engine.files import sha256_of
 
 _MOST_BAD = 0.5
 
@@ -25,6 +23,7 @@ def load_arrays(path: Path, *, model: Model, seed: int) -> Data:
     if "x" in arrays:
         train, test = divide(_rows(arrays, "", model, bad=bad, path=path), seed)
     elif "x_test" in arrays:
+        _check_pairs(arrays, path)
         test = _rows(arrays, "_test", model, bad=bad, path=path)
         train = _rows(arrays, "_train", model, bad=bad, path=path) if "x_train" in arrays else None
         if train is None:
@@ -36,15 +35,20 @@ def load_arrays(path: Path, *, model: Model, seed: int) -> Data:
     is_classes = test.targets is None or not test.targets.is_floating_point()
     task = (model.origin.task or "classification") if is_classes else "regression"
     metric = "agreement" if test.targets is None else "accuracy" if is_classes else "mse"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Data(str(path), task, metric, test, train, model.origin.labels, tuple(bad), digest)
+    return Data(str(path), task, metric, test, train, model.origin.labels, tuple(bad), sha256_of(path))
+
+
+def _check_pairs(arrays: dict[str, Any], path: Path) -> None:
+    """Labels on one side only are a mistake."""
+    if "x_train" in arrays and ("y_train" in arrays) != ("y_test" in arrays):
+        raise InputError(f"{path} holds {', '.join(sorted(arrays))}.", hint="Give both y_train and y_test, or neither.")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, BadZipFile, EOFError, TypeError, zlib.error) as error:
+    except Exception as error:  # on damaged bytes numpy, zipfile and zlib raise what they like
         raise InputError(f"{path} is not a readable .npz of plain arrays: {error}.") from error
 
 
@@ -54,13 +58,14 @@ def _rows(arrays: dict[str, Any], part: str, model: Model, *, bad: list[BadRow],
     finite = np.isfinite(x.reshape(len(x), -1)).all(1) if np.issubdtype(x.dtype, np.floating) else np.ones(len(x), bool)
     if y is not None and np.issubdtype(y.dtype, np.floating):
         finite &= np.isfinite(y.reshape(len(y), -1)).all(1)
-    if finite.mean() < _MOST_BAD:
+    if finite.mean() <= _MOST_BAD:
         raise InputError(f"{path}: {int((~finite).sum())} of {len(x)} rows of x{part} hold NaN or infinity.")
     bad.extend(BadRow(f"x{part}[{row}]", "NaN or infinity") for row in np.flatnonzero(~finite))
     dtype = model.example[0].dtype
     kept = torch.from_numpy(np.ascontiguousarray(x[finite])).to(dtype)
     targets = None if y is None else _targets(y[finite], path)
-    return Rows(list(kept), lambda rows: (torch.stack(rows),), targets, _show)
+    rows = list(zip(np.flatnonzero(finite).tolist(), kept, strict=True))
+    return Rows(rows, lambda rows: (torch.stack([value for _, value in rows]),), targets, _show)
 
 
 def _check(x: Any, y: Any, model: Model, *, path: Path, name: str) -> None:
@@ -90,17 +95,18 @@ def _targets(y: Any, path: Path) -> Tensor:
     raise InputError(f"{path}: y has type {y.dtype}.", hint="Integers are classes, real numbers are targets.")
 
 
-def _show(row: Tensor, index: int) -> Example:
-    """Small arrays that look like an image are shown as one."""
+def _show(numbered: tuple[int, Tensor], index: int) -> Example:
+    """Named by the row of the file. Small arrays that look like an image are shown as one."""
+    number, row = numbered
     is_image = row.dim() == 3 and row.shape[0] in (1, 3)
     image = row.permute(1, 2, 0).squeeze(2) if is_image else row
     if image.dim() < 2 or min(image.shape[:2]) < 4 or (image.dim() == 3 and image.shape[2] != 3):
-        return Example(f"row {index}")
+        return Example(f"row {number}")
     try:
         from lighten.data.images import thumbnail
 
         span = (image.max() - image.min()).clamp_min(1e-9)
         scaled = ((image - image.min()) / span * 255).to(torch.uint8).numpy()
-        return Example(f"row {index}", image_png=thumbnail(np.ascontiguousarray(scaled)))
+        return Example(f"row {number}", image_png=thumbnail(np.ascontiguousarray(scaled)))
     except ImportError:  # without Pillow the report goes without pictures
-        return Example(f"row {index}")
+        return Example(f"row {number}")

@@ -24,14 +24,16 @@ Samples = NDArray[np.float32]
 
 def load_audio(folder: Path, *, model: Model, seed: int) -> Data:
     """A folder of .wav files by class, or with train/ and test/ below it."""
-    prepare = _extractor(model) or _plain(model)
+    extract = _extractor(model)
+    prepare = extract or _plain(model)
 
     def collate(paths: list[Any]) -> tuple[Tensor, ...]:
         return (prepare([read_wav(path) for path in paths]),)
 
     # padding would change what a network of raw samples says, so recordings of other lengths do not share a batch
     alike = _length if _takes_any_length(model) else always_alike
-    kind = Kind("audio-classification", (".wav",), _check, collate, _show, alike)
+    check = _check if extract else _check_rate(_first_rate(folder))
+    kind = Kind("audio-classification", (".wav",), check, collate, _show, alike)
     return load_folder(folder, kind=kind, model=model, seed=seed)
 
 
@@ -41,7 +43,7 @@ def read_wav(path: Path) -> tuple[Samples, int]:
         with wave.open(str(path), "rb") as file:
             rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
             raw = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk that reaches past the file
         raise ValueError(f"not a PCM wav file: {str(error) or 'it ends too early'}") from error
     if width not in (1, 2, 3, 4):
         raise ValueError(f"samples of {8 * width} bits")
@@ -73,6 +75,28 @@ def _check(path: Path) -> None:
     samples, rate = read_wav(path)
     if len(samples) < _SHORTEST_SECONDS * rate:
         raise ValueError(f"too short: {len(samples)} samples at {rate} Hz")
+
+
+def _first_rate(folder: Path) -> int | None:
+    """The rate of the first file that can be read, None when there is none."""
+    for path in sorted(folder.rglob("*.wav")):
+        try:
+            return read_wav(path)[1]
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _check_rate(wanted: int | None) -> Callable[[Path], None]:
+    """A network without a feature extractor does not say which rate it takes; all files must at least have the same."""
+
+    def check(path: Path) -> None:
+        _check(path)
+        rate = read_wav(path)[1]
+        if rate != wanted:
+            raise ValueError(f"{rate} Hz, the first file has {wanted} Hz")
+
+    return check
 
 
 def _show(path: Path, index: int) -> Example:

@@ -13,6 +13,7 @@ from lighten.core.errors import InputError
 from lighten.core.model import Model
 from lighten.data.labels import classes
 from lighten.data.rows import Collate, Rows, always_alike, divide
+from lighten.engine.files import sha256_of
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "validation")
 
@@ -45,19 +46,23 @@ def load_folder(folder: Path, *, kind: Kind, model: Model, seed: int) -> Data:
     if train is None or not len(train):
         train, test = divide(test, seed)
     metric = "accuracy" if test.targets is not None else "agreement"
-    digest = _digest(folder, kind.suffixes)
+    digest = _digest(folder, kind)
     return Data(str(folder), kind.task, metric, test, train, labels, tuple(bad), digest)
 
 
 def _splits(folder: Path) -> tuple[Path | None, Path]:
-    """(train or None, test). One of the two folders alone holds all there is."""
+    """(train or None, test). One of the two folders alone holds all there is; beside other folders they are classes."""
+    inside = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if not inside <= {*_TRAIN, *_TEST}:
+        return None, folder
     train, test = (next((folder / one for one in names if (folder / one).is_dir()), None) for names in (_TRAIN, _TEST))
     return (train, test) if test is not None else (None, train or folder)
 
 
 def _class_folders(folders: Sequence[Path], kind: Kind) -> set[str]:
     """Their names; none when the files lie in no folder of their own: then nothing is labelled."""
-    return {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir() and _files(entry, kind)}
+    inside = [path.relative_to(folder).parts for folder in folders for path in _files(folder, kind)]
+    return {parts[0] for parts in inside if len(parts) > 1}
 
 
 def _rows(folder: Path, places: dict[str, int], kind: Kind, *, bad: list[BadRow]) -> Rows:
@@ -84,14 +89,15 @@ def _why_unusable(path: Path, kind: Kind) -> str | None:
 
 
 def _files(folder: Path, kind: Kind) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in kind.suffixes and path.is_file())
+    """In order of their names. Hidden files and folders, such as thumbnails of a file manager, are no data."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in kind.suffixes and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _digest(folder: Path, suffixes: tuple[str, ...]) -> str:
+def _digest(folder: Path, kind: Kind) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
+    for path in _files(folder, kind):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\0".encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lighten.core.data import Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
+from lighten.data.labels import squeezed
 from lighten.data.rows import Rows
 
 Inputs = tuple[Tensor, ...]
@@ -71,7 +72,7 @@ def _rows(batches: Iterable[Any], model: Model) -> Rows:
         raise InputError(f"{len(targets)} targets for {len(items)} examples.", hint="Give every batch a target, or none.")
     if len({value.shape for value in targets}) > 1:
         raise InputError("The targets differ in shape.")
-    return Rows(items, _stack, torch.stack(targets) if targets else None, _show, _shapes)
+    return Rows(items, _stack, squeezed(torch.stack(targets)) if targets else None, _show, _shapes)
 
 
 def _parts(batch: Any, model: Model, number: int) -> tuple[Inputs, Tensor | None]:
@@ -84,7 +85,12 @@ def _parts(batch: Any, model: Model, number: int) -> tuple[Inputs, Tensor | None
         inputs, target = _positional(batch, len(model.example), number)
     _check_shapes(inputs, model, number)
     _check_target(target, len(inputs[0]), number)
-    return inputs, target
+    # batches that were NumPy arrays are often float64, which a float32 network does not take
+    cast = tuple(
+        value.to(example.dtype) if value.is_floating_point() and example.is_floating_point() else value
+        for value, example in zip(inputs, model.example, strict=True)
+    )
+    return cast, target
 
 
 def _positional(batch: Any, num_inputs: int, number: int) -> tuple[Inputs, Any]:
@@ -94,6 +100,8 @@ def _positional(batch: Any, num_inputs: int, number: int) -> tuple[Inputs, Any]:
         raise InputError(f"Batch {number} is a {type(batch).__name__}.", hint="Give tensors, (inputs, target), or a mapping.")
     if isinstance(values[0], tuple | list):
         return tuple(values[0]), values[1] if len(values) > 1 else None
+    if len(values) > num_inputs + 1:
+        raise InputError(f"Batch {number} has {len(values)} parts; the model takes {num_inputs} inputs, and one is a target.")
     return tuple(values[:num_inputs]), values[num_inputs] if len(values) > num_inputs else None
 
 

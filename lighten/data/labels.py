@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from torch import Tensor
+
 from lighten.core.errors import InputError
 
 _MOST_CLASSES = 100_000
@@ -49,6 +51,12 @@ def _unknown(name: str, own: tuple[str, ...]) -> InputError:
     few = f"{', '.join(own[:5])}{', ...' if len(own) > 5 else ''}"
     hint = f"Did you mean {near[0]!r}?" if near else f"Its classes are {few}; numbers from 0 are read as positions."
     return InputError(f"The model has no class {name!r}.", hint=hint)
+
+
+def squeezed(targets: Tensor) -> Tensor:
+    """Class numbers one a row, N, also where they come as N x 1. Real targets as they are."""
+    is_column = not targets.is_floating_point() and targets.dim() == 2 and targets.shape[1] == 1
+    return targets[:, 0] if is_column else targets
 
 
 def _numbered(count: int, own: tuple[str, ...]) -> tuple[str, ...]:

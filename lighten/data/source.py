@@ -1,5 +1,6 @@
 """`lighten.load_data`: every data source becomes Data."""
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,17 @@ def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: 
     if not path.exists() and ":" in str(source):
         return _from_callable(str(source), model)
     if not path.exists():
-        raise InputError(f"The data {path} does not exist.", hint=f"Data is {_READ}.")
+        raise _missing(path)
     return _from_folder(path, model, seed) if path.is_dir() else _from_file(path, model, seed)
+
+
+def require_labels(data: Data, source: object) -> Data:
+    """The data itself; raises InputError when it comes from files without labels, which could only be scored by agreement
+    with the original. Batches made in Python may lack labels.
+    """
+    if data.metric == "agreement" and isinstance(source, str | Path) and Path(source).exists():
+        raise InputError(f"{source} has no labels.", hint="--metric agreement scores agreement with the original instead.")
+    return data
 
 
 def check_labels(data: Data, *, num_outputs: int | None) -> None:
@@ -58,6 +68,13 @@ def _targets(split: Split) -> Iterator[tuple[Tensor, Sequence[int]]]:
     for batch in split.batches(256):
         if batch.target is not None:
             yield batch.target, batch.index
+
+
+def _missing(path: Path) -> InputError:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f"Did you mean {path.parent / near[0]}?" if near else f"Data is {_READ}."
+    return InputError(f"The data {path} does not exist.", hint=hint)
 
 
 def _from_folder(folder: Path, model: Model, seed: int) -> Data:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lighten.core.data import BadRow, Data, Example
 from lighten.core.errors import InputError
@@ -22,7 +23,9 @@ from lighten.data.rows import Rows, divide
 _FIRST = ("text_a", "text1", "sentence1", "text")
 _SECOND = ("text_b", "text2", "sentence2")
 _SHOWN = 200
+_ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm")  # positions start behind the padding's
 _LONGEST = 512
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "spm.model", "sentencepiece")
 
 
 def load_table(path: Path, *, model: Model, seed: int) -> Data:
@@ -142,16 +145,27 @@ def _read_lines(file: Iterable[str], records: list[tuple[str, dict[str, Any]]], 
 def _labelled(
     records: list[tuple[str, dict[str, Any]]], column: str, model: Model, *, bad: list[BadRow]
 ) -> tuple[Rows, tuple[str, ...]]:
-    kept: list[tuple[str, str]] = []
+    kept: list[tuple[tuple[str, ...], str]] = []
     for where, record in records:
         text, label = str(record.get(column) or "").strip(), record.get("label")
-        if not text or label is None or not str(label).strip():
-            bad.append(BadRow(where, "no text" if not text else "no label"))
+        why = _why_unusable(record.get(column), label)
+        if why is None:
+            kept.append(((where, text), str(label).strip()))
         else:
-            kept.append((text, str(label).strip()))
+            bad.append(BadRow(where, why))
     labels, places = classes((label for _, label in kept), model.origin.labels)
     targets = torch.tensor([places[label] for _, label in kept], dtype=torch.int64)
-    return _rows([(text,) for text, _ in kept], targets, model), labels
+    return _rows([row for row, _ in kept], targets, model), labels
+
+
+def _why_unusable(text: Any, label: Any) -> str | None:
+    if text is None or not str(text).strip():
+        return "no text"
+    if label is None or not str(label).strip():
+        return "no label"
+    if isinstance(text, dict | list):
+        return f"the text is a {type(text).__name__}"
+    return f"the label is a {type(label).__name__}" if isinstance(label, dict | list) else None
 
 
 def _pairs(records: list[tuple[str, dict[str, Any]]], columns: tuple[str, str], model: Model, *, bad: list[BadRow]) -> Rows:
@@ -165,24 +179,29 @@ def _pairs(records: list[tuple[str, dict[str, Any]]], columns: tuple[str, str], 
             bad.append(BadRow(where, f"score {record.get('score')!r} is not a number"))
             continue
         if all(texts) and math.isfinite(score):
-            kept.append(texts)
+            kept.append((where, *texts))
             scores.append(score)
         else:
             bad.append(BadRow(where, "no text" if not all(texts) else f"score is {score}"))
     return _rows(kept, torch.tensor(scores, dtype=torch.float64), model)
 
 
-def _rows(texts: list[tuple[str, ...]], targets: Tensor, model: Model) -> Rows:
-    """All first texts of a batch, then all second ones, padded to the longest."""
+def _rows(rows: list[tuple[str, ...]], targets: Tensor, model: Model) -> Rows:
+    """rows: (where, text) or (where, text, text). All first texts of a batch, then all second ones, padded to the longest."""
     tokenizer = _tokenizer(model)
     limit = _limit(tokenizer, model)
 
     def collate(rows: list[Any]) -> tuple[Tensor, ...]:
-        flat = [row[place] for place in range(len(rows[0])) for row in rows]
+        flat = [row[place] for place in range(1, len(rows[0])) for row in rows]
         encoded = tokenizer(flat, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return encoded["input_ids"], encoded["attention_mask"]
+        return _two_wide(encoded["input_ids"], tokenizer.pad_token_id or 0), _two_wide(encoded["attention_mask"], 0)
 
-    return Rows(texts, collate, targets, lambda row, index: Example(f"row {index}", text=" | ".join(row)[:_SHOWN]))
+    return Rows(rows, collate, targets, lambda row, index: Example(row[0], text=" | ".join(row[1:])[:_SHOWN]))
+
+
+def _two_wide(values_BT: Tensor, padding: int) -> Tensor:
+    """At least two tokens: a traced graph whose number of tokens may vary takes no single one."""
+    return functional.pad(values_BT.long(), (0, max(0, 2 - values_BT.shape[1])), value=padding)
 
 
 def _tokenizer(model: Model) -> Any:
@@ -190,6 +209,9 @@ def _tokenizer(model: Model) -> Any:
         raise InputError(
             f"{model.origin.source} has no tokenizer.", hint="Text needs a Hugging Face folder, or batches from Python."
         )
+    if not any(name.startswith(_TOKENIZERS) for name in model.origin.files):
+        # some classes would make an empty tokenizer, to which every word is unknown
+        raise InputError(f"{model.origin.folder} has no tokenizer file.", hint="tokenizer.json, as save_pretrained writes it.")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -208,7 +230,9 @@ def _limit(tokenizer: Any, model: Model) -> int:
     """The most tokens of a text: what tokenizer, sentence encoder and position table take, at most 512."""
     folder = model.origin.folder or Path()
     sentence, config = (_settings(folder / name) for name in ("sentence_bert_config.json", "config.json"))
-    limits = (tokenizer.model_max_length, sentence.get("max_seq_length"), config.get("max_position_embeddings"))
+    unused = config.get("pad_token_id", 1) + 1 if config.get("model_type") in _ROBERTA else 0
+    positions = [config[name] - unused for name in ("max_position_embeddings", "n_positions") if config.get(name)]
+    limits = (tokenizer.model_max_length, sentence.get("max_seq_length"), *positions)
     return int(min(_LONGEST, *(limit for limit in limits if limit)))
 
 

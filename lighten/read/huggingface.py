@@ -29,6 +29,8 @@ _AUTO = {
     "language-model": "AutoModelForCausalLM",
     "sentence-similarity": "AutoModel",
 }
+_WITHOUT_HEAD = ("Model", "ForMaskedLM", "ForPreTraining")  # an encoder whose token vectors can be pooled
+_HEADS = "Image-, Audio- and SequenceClassification, CausalLM, and text encoders without a head"
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
 
 
@@ -40,7 +42,8 @@ def read_huggingface(folder: Path) -> Model:
     """
     config = _config(folder)
     task = task_of(config)
-    network = _load(folder, task)
+    _check_files(folder)
+    network = _load(folder, task, config)
     wrapped, example, names = _wrap(network, task, config, folder)
     varies = {"input_ids": "tokens", "attention_mask": "tokens"}
     varies |= {"input_values": "samples"} if example[0].dim() == 2 else {}  # a waveform, not a spectrogram
@@ -59,7 +62,7 @@ def read_huggingface(folder: Path) -> Model:
 
 
 def task_of(config: dict[str, Any]) -> str:
-    """The task that the checkpoint's architecture was trained for."""
+    """The task that the checkpoint's architecture was trained for. Raises InputError for a head that is not read."""
     architecture = str((config.get("architectures") or [""])[0])
     if architecture.endswith("ForImageClassification"):
         return "image-classification"
@@ -68,7 +71,11 @@ def task_of(config: dict[str, Any]) -> str:
     is_audio = "num_feat_extract_layers" in config or "num_mel_bins" in config
     if architecture.endswith("ForAudioClassification") or (architecture.endswith("ForSequenceClassification") and is_audio):
         return "audio-classification"
-    return "text-classification" if architecture.endswith("ForSequenceClassification") else "sentence-similarity"
+    if architecture.endswith("ForSequenceClassification"):
+        return "text-classification"
+    if config.get("is_encoder_decoder") or (architecture and not architecture.endswith(_WITHOUT_HEAD)):
+        raise InputError(f"{architecture or 'An encoder-decoder'} is not read yet.", hint=f"Read are {_HEADS}.")
+    return "sentence-similarity"
 
 
 class Tokens(nn.Module):
@@ -98,7 +105,8 @@ class Sentence(nn.Module):
             return hidden_BTE[:, 0]
         mask_BT1 = attention_mask[..., None].to(hidden_BTE.dtype)
         if self.pooling == "max":
-            return (hidden_BTE + (mask_BT1 - 1) * 1e9).amax(1)
+            # a selection: an addition would put the large number where activation ranges are observed
+            return hidden_BTE.masked_fill(mask_BT1 == 0, -1e9).amax(1)
         return (hidden_BTE * mask_BT1).sum(1) / mask_BT1.sum(1).clamp_min(1e-9)
 
 
@@ -117,9 +125,21 @@ class Signal(nn.Module):
 
 def _config(folder: Path) -> dict[str, Any]:
     config = _json(folder / "config.json")
-    if "auto_map" in config:
-        raise InputError(f"{folder} needs Python code of its own (auto_map), which lighten never runs.")
+    if "quantization_config" in config:
+        raise InputError(f"{folder} is already quantized.", hint="Start from the float checkpoint.")
     return config
+
+
+def _check_files(folder: Path) -> None:
+    """Names the safetensors file that is corrupt; its header, which alone is read, says how long it must be."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                continue
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be loaded, it is corrupt: {error}.") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -133,38 +153,53 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _load(folder: Path, task: str) -> Any:
+def _load(folder: Path, task: str, config: dict[str, Any]) -> Any:
     try:
         import transformers
     except ImportError as error:
         raise InputError(
             "Reading a Hugging Face folder needs transformers.", hint="pip install lighten[huggingface]"
         ) from error
+    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise InputError(f"{folder} needs Python code of its own (auto_map), which lighten never runs.")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with quiet():
             network, report = getattr(transformers, _AUTO[task]).from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except Exception as error:  # transformers raises whatever its classes make of the files
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{folder} cannot be loaded: {first.strip()[:250]}") from error
+    _refuse_unfit(folder, report, task)
+    if hasattr(network.config, "use_cache"):
+        network.config.use_cache = False
+    return network
+
+
+def _refuse_unfit(folder: Path, report: dict[str, Any], task: str) -> None:
     # transformers fills what is missing with random numbers; a sentence encoder's pooler is not used
     missing = sorted(key for key in report["missing_keys"] if task != "sentence-similarity" or "pooler" not in key)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{folder} lacks the weights {', '.join(missing[:3])}{more}.", hint="The checkpoint is incomplete.")
-    if hasattr(network.config, "use_cache"):
-        network.config.use_cache = False
-    return network
+    if report["mismatched_keys"]:
+        name, given, needed = sorted(report["mismatched_keys"])[0]
+        raise InputError(f"{folder}: {name} has shape {tuple(given)}, config.json asks for {tuple(needed)}.")
 
 
 def _wrap(
     network: Any, task: str, config: dict[str, Any], folder: Path
 ) -> tuple[nn.Module, tuple[Tensor, ...], tuple[str, ...]]:
     if task in ("text-classification", "language-model", "sentence-similarity"):
-        # token 1 exists in every vocabulary
-        example = (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64))
+        if network.main_input_name != "input_ids":
+            raise InputError(f"{folder}: {type(network).__name__} is not read yet.", hint=f"Read are {_HEADS}.")
+        example = _tokens(config)
         wrapped = Sentence(network, _pooling(folder)) if task == "sentence-similarity" else Tokens(network)
         return wrapped, example, ("input_ids", "attention_mask")
     if task == "image-classification":
@@ -178,6 +213,14 @@ def _wrap(
     return Signal(network, name), (torch.zeros(shape),), (name,)
 
 
+def _tokens(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Two rows of 16 tokens, or of as many as there are positions (RoBERTa never uses its first two)."""
+    limits = [config[name] for name in ("max_position_embeddings", "n_positions") if isinstance(config.get(name), int)]
+    shape = (2, min(16, *(max(2, limit - 2) for limit in limits), 16))
+    token = 2 if config.get("pad_token_id") == 1 else 1  # in every vocabulary, and no padding
+    return torch.full(shape, token), torch.ones(shape, dtype=torch.int64)
+
+
 def _image_shape(config: dict[str, Any], folder: Path) -> tuple[int, int, int]:
     processor = _json(folder / "preprocessor_config.json")
     size: Any = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
@@ -185,9 +228,11 @@ def _image_shape(config: dict[str, Any], folder: Path) -> tuple[int, int, int]:
     if isinstance(size, dict):
         edge = size.get("shortest_edge", 224)
         size = (size.get("height", edge), size.get("width", edge))
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    channels = config.get("num_channels")
-    return int(channels or 3), int(height), int(width)
+    height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    shape = (config.get("num_channels") or 3, height, width)
+    if not all(isinstance(length, int) and length > 0 for length in shape):
+        raise InputError(f"{folder}: preprocessor_config.json or config.json gives the image size {size!r}.")
+    return shape
 
 
 def _pooling(folder: Path) -> str:

@@ -71,17 +71,19 @@ def _folder_reader(folder: Path) -> Reader:
     if (folder / "structure.json").is_file():
         from lighten.read.saved import load_saved
 
-        return lambda source, weights, example: load_saved(_complete(folder, weights))
+        return lambda source, weights, example: load_saved(_complete(folder, weights, example))
     if (folder / "config.json").is_file():
         from lighten.read.huggingface import read_huggingface
 
-        return lambda source, weights, example: read_huggingface(_complete(folder, weights))
+        return lambda source, weights, example: read_huggingface(_complete(folder, weights, example))
     raise InputError(f"{folder} has neither structure.json nor config.json.", hint=f"A model is {_READ}.")
 
 
-def _complete(folder: Path, weights: str | Path | None) -> Path:
+def _complete(folder: Path, weights: str | Path | None, example: object) -> Path:
     if weights is not None:
         raise InputError(f"{folder} has weights of its own.", hint="Leave out --weights, or name a package.module:callable.")
+    if example is not None:
+        raise InputError(f"{folder} says itself what its inputs are.", hint="Leave out example.")
     return folder
 
 

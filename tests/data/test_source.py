@@ -13,7 +13,7 @@ from lighten.core.data import Data, Example
 from lighten.core.errors import InputError
 from lighten.data.labels import classes
 from lighten.data.rows import Rows, divide
-from lighten.data.source import check_labels
+from lighten.data.source import check_labels, require_labels
 
 X = torch.arange(400.0).reshape(100, 4)
 Y = torch.arange(100) % 3
@@ -158,3 +158,14 @@ def test_classes_stand_in_the_order_of_the_outputs(found, own, expected) -> None
     labels, places = classes(found, own)
     assert labels == expected
     assert all(labels[places[name]].lower() == name.lower() or places[name] == int(name) for name in found)
+
+
+def test_files_without_labels_are_refused_and_batches_are_not(tmp_path) -> None:
+    path = tmp_path / "x.npz"
+    path.touch()
+    split = Tensors((torch.zeros(3, 2),))
+    data = Data("x", "classification", "agreement", split)
+    with pytest.raises(InputError, match=r"has no labels\. --metric agreement"):
+        require_labels(data, str(path))
+    assert require_labels(data, [torch.zeros(3, 2)]) is data
+    assert require_labels(data, "package.module:callable") is data

@@ -153,9 +153,16 @@ def test_the_image_size_is_the_processors(tmp_path) -> None:
 
 def test_a_folder_that_brings_code_is_refused(tmp_path) -> None:
     path = checkpoints.resnet(tmp_path) / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling.Net"}}))
+    own = {"auto_map": {"AutoModelForImageClassification": "modeling.Net"}, "model_type": "no-such-network"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
     with pytest.raises(InputError, match="auto_map"):
         lighten.load(tmp_path)
+
+
+def test_code_that_the_architecture_does_not_need_is_passed_over(tmp_path) -> None:
+    path = checkpoints.resnet(tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling.Net"}}))
+    assert lighten.load(tmp_path).origin.task == "image-classification"
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
