@@ -11,7 +11,7 @@ arXiv:1704.04861), which integers like better: the "Lite" variant. No ImageNet i
 in and the score is the agreement with the original's top-1 class. That is harder than accuracy: the original is unsure about
 such images, and every change of mind counts.
 
-Dimension key: N examples, C channels, H height, W width.
+Dimension key: N examples, C channels, H height, W width, K classes.
 """
 
 import gzip
@@ -80,7 +80,8 @@ class Convolution(nn.Module):
         self.activation = nn.ReLU6() if relu6 else nn.Identity()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(self.pad(x_NCHW))))
+        y_NCHW: Tensor = self.activation(self.norm(self.conv(self.pad(x_NCHW))))
+        return y_NCHW
 
 
 class InvertedResidual(nn.Module):
@@ -96,7 +97,7 @@ class InvertedResidual(nn.Module):
         self.is_residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW = self.project(self.depthwise(self.expand(x_NCHW)))
+        y_NCHW: Tensor = self.project(self.depthwise(self.expand(x_NCHW)))
         return x_NCHW + y_NCHW if self.is_residual else y_NCHW
 
 
@@ -113,7 +114,8 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         features_NCHW = self.head(self.blocks(self.stem(x_NCHW)))
-        return self.classifier(self.pool(features_NCHW).flatten(1))
+        logits_NK: Tensor = self.classifier(self.pool(features_NCHW).flatten(1))
+        return logits_NK
 
 
 def _blocks(channels_in: int) -> list[nn.Module]:

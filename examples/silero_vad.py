@@ -77,13 +77,14 @@ class SileroVAD(nn.Module):
         magnitude = real_imaginary.square().sum(1).sqrt()  # (B T) x 129 x 4
         features_BTC = self.encoder(magnitude).unflatten(0, (-1, num_frames)).flatten(2)
         states_BTC, _ = self.memory(features_BTC)
-        return self.head(states_BTC.relu()).sigmoid().squeeze(2)
+        speech_BT: Tensor = self.head(states_BTC.relu()).sigmoid().squeeze(2)
+        return speech_BT
 
 
 def _frames(x_BL: Tensor, num_frames: int) -> Tensor:
     """Every frame after its context, its end mirrored by 64 samples: (B T) x 1 x 640."""
-    frames_BTS = x_BL.unflatten(1, (num_frames, FRAME))
-    late_BTS = functional.pad(x_BL, (CONTEXT, -CONTEXT)).unflatten(1, (num_frames, FRAME))
+    frames_BTS = x_BL.reshape(-1, num_frames, FRAME)
+    late_BTS = functional.pad(x_BL, (CONTEXT, -CONTEXT)).reshape(-1, num_frames, FRAME)
     whole_BTS = torch.cat([late_BTS[:, :, :CONTEXT], frames_BTS], 2)
     return functional.pad(whole_BTS.flatten(0, 1), (0, CONTEXT), mode="reflect")[:, None]
 

@@ -1,32 +1,36 @@
 """int8 by lighten and by its peers: the same network, data, machine and run.
 
-    python bench/int8/run.py FOLDER --peers-python PEERS/bin/python [--threads 1] [--only minilm]
+    python bench/int8/run.py FOLDER --peers-python PEERS/bin/python [--threads 1] [--only minilm] [--peers-only]
 
 For each of three real networks: exports float32, quantizes with lighten, hands the same file and the same calibration
 examples to the peers (peers.py, an environment of their own), scores every tool's file with one code, and times all files
-interleaved in one process. Writes results.json and table.md beside this script. README.md here says how to make the peers'
-environment.
+interleaved in one process. Writes results.json and table.md beside this script; with --peers-only, which leaves lighten out,
+peers.json. README.md here says how to make the peers' environment.
 
 Dimension key: N examples.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peer_latency import OtherLoad
 
 import lighten
 from lighten.analyze.trace import trace
 from lighten.core.data import Batch
+from lighten.engine.files import write_atomic
 from lighten.evaluate.collect import collect
 from lighten.evaluate.paired import compare
 from lighten.evaluate.predictions import Pass
@@ -34,6 +38,7 @@ from lighten.export.onnx import OnnxExporter
 from lighten.methods.quantize.integer import Quantize
 
 HERE = Path(__file__).parent
+PACKAGES = ("torch", "torchao", "onnx", "onnxruntime", "numpy")
 sys.path.insert(0, str(HERE.parents[1]))
 
 # model, data, and the contract's largest drop
@@ -51,76 +56,122 @@ def main() -> None:
     parser.add_argument("--peers-python", help="the Python of the peers' environment; without it lighten runs alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=NETWORKS, action="append")
+    parser.add_argument("--peers-only", action="store_true", help="leave lighten out, write peers.json")
     arguments = parser.parse_args()
+    if arguments.peers_only and not arguments.peers_python:
+        parser.error("--peers-only needs --peers-python")
     torch.set_num_threads(arguments.threads)
-    path = HERE / "results.json"
+    path = HERE / ("peers.json" if arguments.peers_only else "results.json")
     results = json.loads(path.read_text()) if path.is_file() else {}
-    results["machine"] = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    results["threads"] = arguments.threads
+    results |= {"machine": machine(), "threads": arguments.threads}
     for name in arguments.only or NETWORKS:
-        results[name] = measure(name, arguments.folder / name, arguments.threads, peers=arguments.peers_python)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    results["overhead"] = overhead(arguments.folder)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    (HERE / "table.md").write_text(table(results))
+        folder = arguments.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        results[name] = measure(name, folder, arguments.threads, peers=arguments.peers_python, own=not arguments.peers_only)
+        write_atomic(path, json.dumps(results, indent=1) + "\n")
+    if not arguments.peers_only:
+        results["overhead"] = overhead(arguments.folder)
+        write_atomic(path, json.dumps(results, indent=1) + "\n")
+        write_atomic(HERE / "table.md", table(results))
     print(table(results))
 
 
-def measure(name: str, folder: Path, threads: int, *, peers: str | None) -> dict[str, Any]:
-    """One network: lighten's file and its times, the peers' files, scores and latencies."""
-    folder.mkdir(parents=True, exist_ok=True)
+def measure(name: str, folder: Path, threads: int, *, peers: str | None, own: bool) -> dict[str, Any]:
+    """One network: lighten's file and its times where `own`, the peers' files, scores and latencies."""
     model, data = (call(target) for target in NETWORKS[name][:2])
-    budget = lighten.Budget(max_drop=NETWORKS[name][2])
     exporter, target = OnnxExporter(), lighten.Target(threads=threads)
-    exporter.write_float(model, folder / "original.onnx")
-    result = lighten.compress(model, data, budget=budget, target=target)
-    (folder / "lighten.onnx").write_bytes(result.model_bytes)
-    facts: dict[str, Any] = {"metric": data.metric, "num_test": len(data.test), "num_calibration": len(data.calibration)}
-    facts["lighten"] = {
-        **quantizing_seconds(model, data, folder, threads),
-        "max_drop": budget.max_drop,
-        "tried": result.report["candidates"],
-    }
+    facts: dict[str, Any] = {"metric": data.metric, "num_test": len(data.test)}
+    facts["num_calibration"] = min(len(data.calibration), Quantize().samples)
+    original = folder / "original.onnx"
+    seconds = median_of_three({"export_float": lambda: exporter.write_float(model, original)}, threads)
+    facts["original"] = {"bytes": original.stat().st_size, **seconds}
     save_inputs(model, data, folder)
+    reference = collect(exporter.open(original, target), data.test, how=Pass(data.task, 1), what="original")
+    produced = folder / "lighten.onnx"
+    if own:
+        facts["lighten"] = own_facts(model, data, produced, threads=threads, max_drop=NETWORKS[name][2])
+        mine = collect(exporter.open(produced, target), data.test, how=Pass(data.task, 1), what="lighten")
+        facts["lighten"] |= scores(reference, mine, data)
     if peers is not None:
-        run_peers(peers, folder, threads)
-    reference = collect(exporter.open(folder / "original.onnx", target), data.test, how=Pass(data.task, 1), what="original")
-    facts["original"] = {"bytes": (folder / "original.onnx").stat().st_size}
-    mine = collect(exporter.open(folder / "lighten.onnx", target), data.test, how=Pass(data.task, 1), what="lighten")
-    facts["lighten"] |= scores(reference, mine, data) | {"bytes": (folder / "lighten.onnx").stat().st_size}
-    facts["lighten"]["operators"] = exporter.operators(folder / "lighten.onnx")
-    for peer, entry in read_peers(folder).items():
-        facts[peer] = entry | peer_scores(folder, peer, reference, data)
-    if peers is not None:
+        run_peers(peers, folder, threads, extra=[produced] if own else [])
+        said = json.loads((folder / "peers.json").read_text())
+        for peer, entry in said["peers"].items():
+            facts[peer] = entry | peer_scores(folder, peer, reference=reference, data=data)
         facts["latency"] = json.loads((folder / "latency.json").read_text())
     return facts
 
 
-def quantizing_seconds(model: lighten.Model, data: lighten.Data, folder: Path, threads: int) -> dict[str, float]:
-    """lighten's quantizing (calibrate, plan, codes, bias correction), beside plain forward passes of the untouched network
-    over the same calibration examples, and the export; medians of three, interleaved.
+def own_facts(model: lighten.Model, data: lighten.Data, produced: Path, *, threads: int, max_drop: float) -> dict[str, Any]:
+    """Compresses as a user would, into `produced`; then times the parts of it."""
+    target = lighten.Target(threads=threads)
+    began = time.perf_counter()
+    result = lighten.compress(model, data, budget=lighten.Budget(max_drop=max_drop), target=target)
+    facts: dict[str, Any] = {"compress_seconds": time.perf_counter() - began, "max_drop": max_drop}
+    write_atomic(produced, result.model_bytes)
+    facts |= {"tried": result.report["candidates"], "bytes": produced.stat().st_size}
+    return (
+        facts
+        | {"operators": OnnxExporter().operators(produced)}
+        | quantizing_seconds(model, data, produced.parent, threads=threads)
+    )
+
+
+def quantizing_seconds(model: lighten.Model, data: lighten.Data, folder: Path, *, threads: int) -> dict[str, Any]:
+    """lighten's way from the torch module to the int8 file, in parts: trace, quantize (calibrate, plan, codes, bias correction)
+    and export. Beside them plain forward passes of the untouched network over the same examples, and its float32 export.
+
+    whole_of_plain is the way of lighten over those two, steps_of_plain the same without the trace that lighten quantizes on.
     """
-    method, exporter = Quantize(), OnnxExporter()
-    run = lighten.Run(threads=threads)
+    method, exporter, run = Quantize(), OnnxExporter(), lighten.Run(threads=threads)
     batches = list(data.calibration.batches(16, method.samples))
-    samples: dict[str, list[float]] = {"plain": [], "quantize": [], "trace": [], "export": []}
-    for _ in range(3):
-        began = time.perf_counter()
+    made: dict[str, Any] = {}
+
+    def plain() -> None:
         with torch.no_grad():
             for batch in batches:
                 model.module(*batch.inputs)
-        samples["plain"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        graph = trace(model)
-        samples["trace"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        prepared = method.prepare(model, graph, data=data, run=run)
-        compressed = prepared.realize(prepared.proposals()[0])
-        samples["quantize"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        exporter.write(compressed, folder / "timed.onnx")
-        samples["export"].append(time.perf_counter() - began)
-    return {f"{name}_seconds": float(np.median(values)) for name, values in samples.items()}
+
+    def quantize() -> None:
+        prepared = method.prepare(model, made["graph"], data=data, run=run)
+        made["compressed"] = prepared.realize(prepared.proposals()[0])
+
+    parts = {
+        "plain": plain,
+        "export_float": lambda: exporter.write_float(model, folder / "timed.onnx"),
+        "trace": lambda: made.update(graph=trace(model)),
+        "quantize": quantize,
+        "export": lambda: exporter.write(made["compressed"], folder / "timed.onnx"),
+    }
+    facts = median_of_three(parts, threads)
+    yardstick = facts["plain_seconds"] + facts["export_float_seconds"]
+    steps = facts["quantize_seconds"] + facts["export_seconds"]
+    whole = steps + facts["trace_seconds"]
+    return facts | {"whole_seconds": whole, "whole_of_plain": whole / yardstick, "steps_of_plain": steps / yardstick}
+
+
+def median_of_three(parts: dict[str, Callable[[], Any]], threads: int) -> dict[str, float]:
+    """Seconds of each part, run in turn three times, held to N cores as the peers are; and how busy the others were."""
+    samples: dict[str, list[float]] = {name: [] for name in parts}
+    clock = OtherLoad()
+    with held_to_cores(threads):
+        for _ in range(3):
+            for name, part in parts.items():
+                began = time.perf_counter()
+                part()
+                samples[name].append(time.perf_counter() - began)
+    facts = {f"{name}_seconds": float(np.median(values)) for name, values in samples.items()}
+    return facts | {"cores_used_by_others": clock.cores()}
+
+
+@contextmanager
+def held_to_cores(threads: int) -> Iterator[None]:
+    """Holds this thread, and those it starts, to the same N cores that peers.py holds each peer to."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def save_inputs(model: lighten.Model, data: lighten.Data, folder: Path) -> None:
@@ -132,7 +183,7 @@ def save_inputs(model: lighten.Model, data: lighten.Data, folder: Path) -> None:
 
 def arrays(model: lighten.Model, batches: Iterator[Batch]) -> dict[str, Any]:
     """Every row of every batch, by input name."""
-    columns: dict[str, list[Any]] = {name: [] for name in model.input_names}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in model.input_names}
     for batch in batches:
         for name, value in zip(model.input_names, batch.inputs, strict=True):
             columns[name] += [row.numpy() for row in value]
@@ -144,20 +195,15 @@ def arrays(model: lighten.Model, batches: Iterator[Batch]) -> dict[str, Any]:
     return {**padded, "lengths": lengths}
 
 
-def run_peers(python: str, folder: Path, threads: int) -> None:
-    """Quantizes with every peer, then times everything in one process."""
+def run_peers(python: str, folder: Path, threads: int, *, extra: list[Path]) -> None:
+    """Quantizes with every peer, then times their files and `extra` in one process."""
     script = str(HERE / "peers.py")
-    subprocess.run([python, script, str(folder), "--threads", str(threads)], check=True)
-    subprocess.run([python, script, str(folder), "--time", str(folder / "lighten.onnx")], check=True)
+    repeats = ["--repeats", "3"]  # the median of three, as lighten's own seconds are
+    subprocess.run([python, script, str(folder), "--threads", str(threads), *repeats], check=True)
+    subprocess.run([python, script, str(folder), "--time", *map(str, extra)], check=True, stdout=subprocess.DEVNULL)
 
 
-def read_peers(folder: Path) -> dict[str, Any]:
-    """What peers.py measured of each peer."""
-    path = folder / "peers.json"
-    return dict(json.loads(path.read_text())["peers"]) if path.is_file() else {}
-
-
-def peer_scores(folder: Path, peer: str, reference: Any, data: lighten.Data) -> dict[str, Any]:
+def peer_scores(folder: Path, peer: str, *, reference: Any, data: lighten.Data) -> dict[str, Any]:
     """The peer's outputs, scored as lighten's are."""
     path = folder / f"{peer}.outputs.npz"
     if not path.is_file():
@@ -179,7 +225,7 @@ class Replay:
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The split's own batches."""
-        return self._split.batches(size, limit)
+        yield from self._split.batches(size, limit)
 
     def describe(self, index: int) -> Any:
         """As the split does."""
@@ -242,6 +288,12 @@ def call(target: str) -> Any:
     return called(target)
 
 
+def machine() -> dict[str, Any]:
+    """Processor, cores and the versions in lighten's environment; the peers' are in each network's `latency`."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
 def processor() -> str:
     """As the system names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
@@ -253,39 +305,68 @@ def table(results: dict[str, Any]) -> str:
     parts = [
         f"Machine: {results['machine']['processor']}, {results['machine']['cores']} cores; {results['threads']} thread(s).\n"
     ]
-    for name in NETWORKS:
-        if name in results:
-            parts.append(section(name, results[name]))
-    return "\n".join(parts)
+    return "\n".join(parts + [section(name, results[name]) for name in NETWORKS if name in results])
 
 
 def section(name: str, facts: dict[str, Any]) -> str:
-    """One network's table: every tool's score, drop, bytes, quantizing seconds, and time at one thread over float32's in ONNX
-    Runtime.
+    """One network's table: every tool's score, drop, bytes and seconds, and its time at one thread over float32's in ONNX
+    Runtime. "step s" is the tool's quantizing call, "module to file s" all from the torch module: for the peers the float32
+    export, which they start from, comes on top.
     """
     head = f"### {name} ({facts['metric']}, {facts['num_test']} test, {facts['num_calibration']} calibration examples)\n"
-    columns = ("tool", "score", "drop (95 % interval)", "bytes", "of fp32", "quantizing s", "p50 ms", "times as fast")
+    columns = (
+        "tool",
+        "score",
+        "drop (95 % interval)",
+        "bytes",
+        "of fp32",
+        "step s",
+        "module to file s",
+        "p50 ms",
+        "times as fast",
+    )
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     times = facts.get("latency", {}).get("threads", {}).get("1", {})
     for tool, entry in facts.items():
         if isinstance(entry, dict) and "score" in entry:
-            rows.append(row(tool, entry, whole=facts["original"]["bytes"], time=times.get(tool, {})))
-    original = times.get("original", {}).get("latency_ms_p50")
-    foot = f"\nfloat32 in ONNX Runtime: {facts['original']['bytes']:,} bytes, {original or float('nan'):.2f} ms.\n"
-    return "\n".join([head, *rows, foot])
+            rows.append(row(tool, entry, original=facts["original"], time=times.get(tool, {})))
+        elif isinstance(entry, dict) and entry.keys() & {"error", "skipped"}:
+            reason = str(entry.get("error") or entry.get("skipped")).replace("|", "/").replace("\n", " ")
+            rows.append(f"| {tool} | {reason[:120]} |" + " |" * (len(columns) - 2))
+    return "\n".join([head, *rows, foot(facts, times)])
 
 
-def row(tool: str, entry: dict[str, Any], *, whole: int, time: dict[str, Any]) -> str:
+def foot(facts: dict[str, Any], times: dict[str, Any]) -> str:
+    """What the figures stand on: float32, what the clock cannot tell apart, and how busy the machine was."""
+    original = times.get("original", {}).get("latency_ms_p50", float("nan"))
+    lines = [f"\nfloat32 in ONNX Runtime: {facts['original']['bytes']:,} bytes, {original:.2f} ms."]
+    if times:
+        again, busy = times["original_again"]["of_original"], facts["latency"]["cores_used_by_others"]["1"]
+        lines.append(f"The same file a second time took {again:.2f} of it; other work used {busy} cores during the timing.")
+    mine = facts.get("lighten", {})
+    if "whole_of_plain" in mine:  # results of an earlier form of this script have no such figure
+        lines.append(
+            f"lighten over plain forward passes plus float32 export: {mine['whole_of_plain']:.2f} with its trace, "
+            f"{mine['steps_of_plain']:.2f} without; other work used {mine['cores_used_by_others']} cores meanwhile."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def row(tool: str, entry: dict[str, Any], *, original: dict[str, Any], time: dict[str, Any]) -> str:
     """One tool's line."""
     low, high = entry["drop_interval"]
-    seconds = entry.get("quantize_seconds", entry.get("seconds"))
+    step = entry.get("quantize_seconds", entry.get("seconds"))
+    whole = entry.get("whole_seconds")
+    if "seconds_whole" in entry and "export_float_seconds" in original:
+        whole = original["export_float_seconds"] + entry["seconds_whole"]
     cells = (
         tool,
         f"{entry['score']:.4f}",
         f"{entry['drop']:+.4f} ({low:+.4f} to {high:+.4f})",
         f"{entry['bytes']:,}",
-        f"{entry['bytes'] / whole:.3f}",
-        "" if seconds is None else f"{seconds:.1f}",
+        f"{entry['bytes'] / original['bytes']:.3f}",
+        "" if step is None else f"{step:.1f}",
+        "" if whole is None else f"{whole:.1f}",
         f"{time['latency_ms_p50']:.2f}" if time else "",
         f"{1 / time['of_original']:.2f}" if time else "",
     )

@@ -76,7 +76,8 @@ def test_the_network_equals_the_published_one_frame_by_frame(data) -> None:
     (audio_BL,) = next(iter(data.test.batches(4))).inputs
     with torch.no_grad():
         found_BT = network(audio_BL).numpy()
-    assert np.abs(found_BT - _frame_by_frame(path, audio_BL.numpy())).max() < 1e-3
+    # float32 in another order of summation gives 1e-6; without the context it is off by 0.04, without the state by 0.96
+    assert np.abs(found_BT - _frame_by_frame(path, audio_BL.numpy())).max() < 1e-4
 
 
 @pytest.mark.slow

@@ -28,14 +28,6 @@ def channel_means(value: Tensor, kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def observe_means(graph: fx.GraphModule, sites: Mapping[str, Site], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The float graph's channel means on `inputs` at the nodes named in `sites`."""
-    observer = _Means(graph, sites)
-    observer.run(*inputs)
-    return observer.means
-
-
-@torch.no_grad()
 def correct_biases(
     quantized: fx.GraphModule, sites: Mapping[str, Site], means: Mapping[str, Tensor], *, inputs: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
@@ -46,19 +38,6 @@ def correct_biases(
     corrector = _Corrector(quantized, sites, means)
     corrector.run(*inputs)
     return corrector.shifts
-
-
-class _Means(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
-        super().__init__(module)
-        self._sites = sites
-        self.means: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self._sites:
-            self.means[n.name] = channel_means(result, self._sites[n.name].kind)
-        return result
 
 
 class _Corrector(fx.Interpreter):

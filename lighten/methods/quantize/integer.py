@@ -26,8 +26,9 @@ from lighten.core.run import Run
 from lighten.core.spec import Keep, Quant, Spec
 from lighten.engine.quiet import quiet
 from lighten.methods.quantize import annotate, sites
-from lighten.methods.quantize.bias import CORRECTABLE, correct_biases, observe_means
+from lighten.methods.quantize.bias import CORRECTABLE, correct_biases
 from lighten.methods.quantize.observe import (
+    Observer,
     fastest_layout,
     from_tensors,
     observe,
@@ -39,7 +40,7 @@ from lighten.ops.grids import affine, quantize_rows, symmetric_scale
 from lighten.ops.ranges import RANGES, Seen, percentile
 
 _BATCH = 16
-_REPAIR_EXAMPLES = 16
+_REPAIR_EXAMPLES = 32
 _SMOOTHING = 0.75
 _RESIDUAL = ("add", "mul")
 _WEIGHT_RANGES = ("minmax", "mse")
@@ -102,18 +103,20 @@ class Quantize:
         everything = Plan({site.name: _static(site) for site in graph.sites if sites.takes(site, _static(site))})
         num_samples = min(self.samples, len(data.calibration))
         batches = list(data.calibration.batches(_BATCH, num_samples))
-        few = tuple(batches[: _REPAIR_EXAMPLES // _BATCH])
+        few = _of_one_shape(batches[: _REPAIR_EXAMPLES // _BATCH])
         alpha = self.smoothing if self.smoothing is not None else _SMOOTHING if _is_transformer(graph) else 0.0
         graph = smooth(graph, few, alpha=alpha) if alpha else graph
 
         def see() -> dict[str, Tensor]:
             tracked = run.progress.track(batches, what="calibrating", total=len(batches))
+            kinds = {site.node: site.kind for site in graph.sites if site.bias and site.kind in CORRECTABLE}
             watched = sites.tensors(graph, everything)
-            return to_tensors(observe(graph.module, watched, tracked, num_batches=len(batches), seed=run.seed))
+            observer = Observer(graph.module, watched, means_of=kinds, num_batches=len(batches), seed=run.seed)
+            return to_tensors(*observe(observer, tracked, num_means=len(few)))
 
-        seen = from_tensors(run.memory.remember_tensors(f"seen-{num_samples}", see))
+        seen, means = from_tensors(run.memory.remember_tensors(f"seen-{num_samples}", see))
         run.ledger.note("calibrate", examples=num_samples, tensors=len(seen))
-        return Calibrated(self, model, graph, seen, few)
+        return Calibrated(self, model, graph, seen, means, few)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Calibrated:
     model: Model
     graph: Graph
     seen: Mapping[str, Seen]
+    means: Mapping[str, Tensor]
     batches: tuple[Batch, ...] = field(repr=False)
 
     def proposals(self) -> tuple[Plan, ...]:
@@ -193,9 +197,8 @@ class Calibrated:
         rounded = {node: site for node, site in rounded.items() if type(plan[site.name]) is Quant}
         if not rounded or not self.batches:
             return
-        inputs = tuple(fastest_layout(value) for value in _joined(self.batches))
-        means = observe_means(self.graph.module, rounded, inputs)
-        correct_biases(module, rounded, means, inputs=inputs)
+        joined = (torch.cat(values) for values in zip(*(batch.inputs for batch in self.batches), strict=True))
+        correct_biases(module, rounded, self.means, inputs=tuple(fastest_layout(value) for value in joined))
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -221,12 +224,10 @@ def _preferred(site: Site, activations: int | str) -> Quant | None:
     return next((spec for spec in choices if sites.takes(site, spec)), None)
 
 
-def _joined(batches: tuple[Batch, ...]) -> tuple[Tensor, ...]:
-    """The batches as one, where their shapes allow it; else the first."""
-    first = batches[0].inputs
-    if any(value.shape[1:] != other.shape[1:] for batch in batches for value, other in zip(batch.inputs, first, strict=True)):
-        return first
-    return tuple(torch.cat(values) for values in zip(*(batch.inputs for batch in batches), strict=True))
+def _of_one_shape(batches: list[Batch]) -> tuple[Batch, ...]:
+    """The batches, where all are of one shape; else the first."""
+    shapes = [[value.shape for value in batch.inputs] for batch in batches]
+    return tuple(batches) if all(shape == shapes[0] for shape in shapes) else tuple(batches[:1])
 
 
 def _make_contiguous(module: torch.fx.GraphModule) -> None:

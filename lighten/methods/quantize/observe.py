@@ -12,18 +12,26 @@ from torch import Tensor, fx
 
 from lighten.core.data import Batch
 from lighten.core.errors import InputError
+from lighten.methods.quantize.bias import channel_means
 from lighten.ops.ranges import NUM_BINS, Seen
 
 SAMPLE = 2**17
 _DECAY = 0.9
+_SEEN, _MEAN = "seen ", "mean "
 
 
 class Observer(fx.Interpreter):
-    """Runs the float graph and records the nodes in `watched`."""
+    """Runs the float graph and records the nodes in `watched`. means_of: nodes by kind whose channel means are kept as well,
+    while `keeps_means` is set.
+    """
 
-    def __init__(self, graph: fx.GraphModule, watched: Iterable[str], *, num_batches: int, seed: int) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, watched: Iterable[str], *, means_of: Mapping[str, str], num_batches: int, seed: int
+    ) -> None:
         super().__init__(graph)
-        self._watched = set(watched)
+        self._watched, self._means_of = set(watched), means_of
+        self.keeps_means = True
+        self.means: dict[str, list[Tensor]] = {}
         self._each = max(SAMPLE // max(num_batches, 1), 256)
         self._generator = torch.Generator().manual_seed(seed)
         self._extremes: dict[str, list[tuple[float, float]]] = {}
@@ -34,6 +42,8 @@ class Observer(fx.Interpreter):
         result = super().run_node(n)
         if n.name in self._watched and isinstance(result, Tensor) and result.numel():
             self._record(n.name, result)
+        if self.keeps_means and n.name in self._means_of:
+            self.means.setdefault(n.name, []).append(channel_means(result, self._means_of[n.name]))
         return result
 
     def _record(self, name: str, value: Tensor) -> None:
@@ -52,29 +62,30 @@ class Observer(fx.Interpreter):
 
 
 @torch.no_grad()
-def observe(
-    graph: fx.GraphModule, watched: Iterable[str], batches: Iterable[Batch], *, num_batches: int, seed: int
-) -> dict[str, Seen]:
-    """What the nodes named in `watched` hold over `batches`. One float forward pass over the data."""
-    observer = Observer(graph, watched, num_batches=num_batches, seed=seed)
-    for batch in batches:
+def observe(observer: Observer, batches: Iterable[Batch], *, num_means: int) -> tuple[dict[str, Seen], dict[str, Tensor]]:
+    """What the watched nodes hold over `batches`, and the channel means of the others over the first `num_means` batches, which
+    must be of one size. One float forward pass over the data.
+    """
+    for number, batch in enumerate(batches):
+        observer.keeps_means = number < num_means
         observer.run(*(fastest_layout(value) for value in batch.inputs))
-    return observer.seen()
+    return observer.seen(), {name: torch.stack(values).mean(0) for name, values in observer.means.items()}
 
 
-def to_tensors(seen: Mapping[str, Seen]) -> dict[str, Tensor]:
-    """The record as a flat dict of tensors, to be kept: four extremes, then the histogram."""
-    return {
-        name: torch.cat(
-            [torch.tensor([one.low, one.high, one.average_low, one.average_high], dtype=torch.float64), one.counts_N]
-        )
+def to_tensors(seen: Mapping[str, Seen], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The record as a flat dict of tensors, to be kept: four extremes, then the histogram; and the means."""
+    ends = {
+        name: torch.tensor([one.low, one.high, one.average_low, one.average_high], dtype=torch.float64)
         for name, one in seen.items()
     }
+    kept = {f"{_SEEN}{name}": torch.cat([ends[name], one.counts_N]) for name, one in seen.items()}
+    return kept | {f"{_MEAN}{name}": value for name, value in means.items()}
 
 
-def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Seen]:
+def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Seen], dict[str, Tensor]]:
     """The inverse of `to_tensors`."""
-    return {name: _seen(value) for name, value in tensors.items()}
+    seen = {name.removeprefix(_SEEN): _seen(value) for name, value in tensors.items() if name.startswith(_SEEN)}
+    return seen, {name.removeprefix(_MEAN): value for name, value in tensors.items() if name.startswith(_MEAN)}
 
 
 def _seen(value: Tensor) -> Seen:
