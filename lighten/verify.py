@@ -44,7 +44,7 @@ def verify(folder: str | Path, *, data: Data | str | Path | None = None, threads
     checks = [_check("hashes", not damaged, detail)]
     if not damaged:
         report = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
-        target = Target(report["runtime"], threads=threads or report["threads"], batch=report["batch"])
+        target = Target(report["runtime"], threads=report["threads"] if threads is None else threads, batch=report["batch"])
         with torch_threads(target.threads):
             checks += _truth(folder, report, target, data)
     return {"ok": all(check["ok"] for check in checks), "checks": checks}

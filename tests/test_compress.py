@@ -340,7 +340,8 @@ def test_on_other_examples_the_score_is_told_and_not_judged(saved, tmp_path):
 
 def test_agreement_needs_the_original_and_is_not_repeated(place, tmp_path):
     np.savez("unlabelled.npz", x=np.load("data.npz")["x"][:20])
-    result = lighten.compress("nets:build", "unlabelled.npz", target=ONE)
+    model = lighten.load("nets:build")
+    result = lighten.compress(model, lighten.load_data("unlabelled.npz", model=model), target=ONE)
     assert result.report["metric"] == "agreement"
     found = checks(result.save(tmp_path / "out"))
     assert found["score"]["detail"] == "not repeated: agreement needs the original; use lighten compare"

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from peer_latency import OtherLoad
+from table import table
 
 import lighten
 from lighten.analyze.trace import trace
@@ -72,8 +73,8 @@ def main() -> None:
     if not arguments.peers_only:
         results["overhead"] = overhead(arguments.folder)
         write_atomic(path, json.dumps(results, indent=1) + "\n")
-        write_atomic(HERE / "table.md", table(results))
-    print(table(results))
+        write_atomic(HERE / "table.md", table(results, tuple(NETWORKS)))
+    print(table(results, tuple(NETWORKS)))
 
 
 def measure(name: str, folder: Path, threads: int, *, peers: str | None, own: bool) -> dict[str, Any]:
@@ -87,13 +88,16 @@ def measure(name: str, folder: Path, threads: int, *, peers: str | None, own: bo
     facts["original"] = {"bytes": original.stat().st_size, **seconds}
     save_inputs(model, data, folder)
     reference = collect(exporter.open(original, target), data.test, how=Pass(data.task, 1), what="original")
-    produced = folder / "lighten.onnx"
+    files = [folder / "lighten.onnx", folder / "lighten_int8.onnx"] if own else []
     if own:
-        facts["lighten"] = own_facts(model, data, produced, threads=threads, max_drop=NETWORKS[name][2])
-        mine = collect(exporter.open(produced, target), data.test, how=Pass(data.task, 1), what="lighten")
-        facts["lighten"] |= scores(reference, mine, data)
+        facts["lighten"] = own_facts(model, data, files[0], threads=threads, max_drop=NETWORKS[name][2])
+        facts["lighten_int8"] = quantizing_seconds(model, data, files[1], threads=threads)
+    for file in files:
+        outputs = collect(exporter.open(file, target), data.test, how=Pass(data.task, 1), what=file.stem)
+        facts[file.stem] |= scores(reference, outputs, data) | {"bytes": file.stat().st_size}
+        facts[file.stem]["operators"] = exporter.operators(file)
     if peers is not None:
-        run_peers(peers, folder, threads, extra=[produced] if own else [])
+        run_peers(peers, folder, threads, extra=files)
         said = json.loads((folder / "peers.json").read_text())
         for peer, entry in said["peers"].items():
             facts[peer] = entry | peer_scores(folder, peer, reference=reference, data=data)
@@ -102,23 +106,21 @@ def measure(name: str, folder: Path, threads: int, *, peers: str | None, own: bo
 
 
 def own_facts(model: lighten.Model, data: lighten.Data, produced: Path, *, threads: int, max_drop: float) -> dict[str, Any]:
-    """Compresses as a user would, into `produced`; then times the parts of it."""
+    """Compresses as a user would, into `produced`. What is kept was chosen among the tried files by their score on the test
+    examples, which no peer does: `lighten_int8` is the file to hold against a peer's.
+    """
     target = lighten.Target(threads=threads)
     began = time.perf_counter()
     result = lighten.compress(model, data, budget=lighten.Budget(max_drop=max_drop), target=target)
-    facts: dict[str, Any] = {"compress_seconds": time.perf_counter() - began, "max_drop": max_drop}
+    seconds = time.perf_counter() - began
     write_atomic(produced, result.model_bytes)
-    facts |= {"tried": result.report["candidates"], "bytes": produced.stat().st_size}
-    return (
-        facts
-        | {"operators": OnnxExporter().operators(produced)}
-        | quantizing_seconds(model, data, produced.parent, threads=threads)
-    )
+    return {"compress_seconds": seconds, "max_drop": max_drop, "tried": result.report["candidates"]}
 
 
-def quantizing_seconds(model: lighten.Model, data: lighten.Data, folder: Path, *, threads: int) -> dict[str, Any]:
-    """lighten's way from the torch module to the int8 file, in parts: trace, quantize (calibrate, plan, codes, bias correction)
-    and export. Beside them plain forward passes of the untouched network over the same examples, and its float32 export.
+def quantizing_seconds(model: lighten.Model, data: lighten.Data, produced: Path, *, threads: int) -> dict[str, Any]:
+    """lighten's way from the torch module to one int8 file, nothing searched and no example scored: trace, quantize (calibrate,
+    plan, codes, bias correction) and export into `produced`. Beside them plain forward passes of the untouched network over the
+    same examples, and its float32 export.
 
     whole_of_plain is the way of lighten over those two, steps_of_plain the same without the trace that lighten quantizes on.
     """
@@ -137,10 +139,10 @@ def quantizing_seconds(model: lighten.Model, data: lighten.Data, folder: Path, *
 
     parts = {
         "plain": plain,
-        "export_float": lambda: exporter.write_float(model, folder / "timed.onnx"),
+        "export_float": lambda: exporter.write_float(model, produced),
         "trace": lambda: made.update(graph=trace(model)),
         "quantize": quantize,
-        "export": lambda: exporter.write(made["compressed"], folder / "timed.onnx"),
+        "export": lambda: exporter.write(made["compressed"], produced),  # last, so that the int8 file stays
     }
     facts = median_of_three(parts, threads)
     yardstick = facts["plain_seconds"] + facts["export_float_seconds"]
@@ -298,79 +300,6 @@ def processor() -> str:
     """As the system names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown, a section a network."""
-    parts = [
-        f"Machine: {results['machine']['processor']}, {results['machine']['cores']} cores; {results['threads']} thread(s).\n"
-    ]
-    return "\n".join(parts + [section(name, results[name]) for name in NETWORKS if name in results])
-
-
-def section(name: str, facts: dict[str, Any]) -> str:
-    """One network's table: every tool's score, drop, bytes and seconds, and its time at one thread over float32's in ONNX
-    Runtime. "step s" is the tool's quantizing call, "module to file s" all from the torch module: for the peers the float32
-    export, which they start from, comes on top.
-    """
-    head = f"### {name} ({facts['metric']}, {facts['num_test']} test, {facts['num_calibration']} calibration examples)\n"
-    columns = (
-        "tool",
-        "score",
-        "drop (95 % interval)",
-        "bytes",
-        "of fp32",
-        "step s",
-        "module to file s",
-        "p50 ms",
-        "times as fast",
-    )
-    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    times = facts.get("latency", {}).get("threads", {}).get("1", {})
-    for tool, entry in facts.items():
-        if isinstance(entry, dict) and "score" in entry:
-            rows.append(row(tool, entry, original=facts["original"], time=times.get(tool, {})))
-        elif isinstance(entry, dict) and entry.keys() & {"error", "skipped"}:
-            reason = str(entry.get("error") or entry.get("skipped")).replace("|", "/").replace("\n", " ")
-            rows.append(f"| {tool} | {reason[:120]} |" + " |" * (len(columns) - 2))
-    return "\n".join([head, *rows, foot(facts, times)])
-
-
-def foot(facts: dict[str, Any], times: dict[str, Any]) -> str:
-    """What the figures stand on: float32, what the clock cannot tell apart, and how busy the machine was."""
-    original = times.get("original", {}).get("latency_ms_p50", float("nan"))
-    lines = [f"\nfloat32 in ONNX Runtime: {facts['original']['bytes']:,} bytes, {original:.2f} ms."]
-    if times:
-        again, busy = times["original_again"]["of_original"], facts["latency"]["cores_used_by_others"]["1"]
-        lines.append(f"The same file a second time took {again:.2f} of it; other work used {busy} cores during the timing.")
-    mine = facts.get("lighten", {})
-    if "whole_of_plain" in mine:  # results of an earlier form of this script have no such figure
-        lines.append(
-            f"lighten over plain forward passes plus float32 export: {mine['whole_of_plain']:.2f} with its trace, "
-            f"{mine['steps_of_plain']:.2f} without; other work used {mine['cores_used_by_others']} cores meanwhile."
-        )
-    return "\n".join(lines) + "\n"
-
-
-def row(tool: str, entry: dict[str, Any], *, original: dict[str, Any], time: dict[str, Any]) -> str:
-    """One tool's line."""
-    low, high = entry["drop_interval"]
-    step = entry.get("quantize_seconds", entry.get("seconds"))
-    whole = entry.get("whole_seconds")
-    if "seconds_whole" in entry and "export_float_seconds" in original:
-        whole = original["export_float_seconds"] + entry["seconds_whole"]
-    cells = (
-        tool,
-        f"{entry['score']:.4f}",
-        f"{entry['drop']:+.4f} ({low:+.4f} to {high:+.4f})",
-        f"{entry['bytes']:,}",
-        f"{entry['bytes'] / original['bytes']:.3f}",
-        "" if step is None else f"{step:.1f}",
-        "" if whole is None else f"{whole:.1f}",
-        f"{time['latency_ms_p50']:.2f}" if time else "",
-        f"{1 / time['of_original']:.2f}" if time else "",
-    )
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

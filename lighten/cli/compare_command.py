@@ -1,8 +1,10 @@
 """lighten compare A B --data D"""
 
 import argparse
-import json
 from typing import Any
+
+from lighten.cli.output import Show, as_json
+from lighten.cli.quantities import batch_size, num_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="D", help="as for compress")
     parser.add_argument("--weights", metavar="FILE", help="weights for A where it is package.module:callable, .safetensors")
     parser.add_argument("--metric", help="what is scored, e.g. f1 or top_5 (default: what suits the data)")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="(default: the cores there are, at most 4)")
-    parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
+    parser.add_argument(
+        "--threads", type=num_threads, default=default_threads(), help="(default: the cores there are, at most 4)"
+    )
+    parser.add_argument("--batch", type=batch_size, default=1, help="examples a call (default: 1)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, show: Show) -> int:
     """Prints scores, the drop with its interval, flips and latency."""
     from lighten.cli.progress import progress_for
     from lighten.compare import compare
@@ -31,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     progress = progress_for(quiet=arguments.quiet or arguments.json)
     first = arguments.a if arguments.weights is None else load(arguments.a, weights=arguments.weights)
     compared = compare(first, arguments.b, arguments.data, metric=arguments.metric, target=target, progress=progress)
-    print(json.dumps(compared, indent=2) if arguments.json else _text(compared))
+    show(as_json(compared) if arguments.json else _text(compared))
     return 0
 
 

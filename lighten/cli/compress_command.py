@@ -1,11 +1,13 @@
 """lighten compress MODEL --data D --out DIR"""
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lighten.cli import quantities
+from lighten.cli.output import Show, as_json
 
 if TYPE_CHECKING:
     from lighten.core.cost import Budget, Target
@@ -29,20 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-latency", metavar="5ms", help="largest median time of one batch, e.g. 5ms")
     parser.add_argument("--target", default="onnxruntime", help="the runtime that will run the file (default: onnxruntime)")
     parser.add_argument(
-        "--threads", type=int, default=default_threads(), help="of the runtime (default: the cores there are, at most 4)"
+        "--threads",
+        type=quantities.num_threads,
+        default=default_threads(),
+        help="of the runtime (default: the cores there are, at most 4)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="examples a call (default: 1)")
+    parser.add_argument("--batch", type=quantities.batch_size, default=1, help="examples a call (default: 1)")
     parser.add_argument("--metric", help="what is scored, e.g. f1 or top_5 (default: what suits the data)")
     parser.add_argument("--seed", metavar="N", help="of every random choice (default: the recipe's, else 0)")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Exit code 0 when the contract is met, 3 when it is not and the best result was kept."""
-    from lighten.cli import quantities
+def run(arguments: argparse.Namespace, show: Show) -> int:
+    """Exit code 0 when the contract is met, 3 when it is not and the best result was kept, 130 when there is none yet."""
     from lighten.core.cost import Budget, Target
     from lighten.core.recipe import Recipe
-    from lighten.engine.files import check_writable
     from lighten.report.write import PAGE_NAME
+    from lighten.result import WORK
 
     recipe = Recipe() if arguments.recipe is None else Recipe.from_file(Path(arguments.recipe))
     recipe = recipe if arguments.seed is None else replace(recipe, seed=quantities.seed(arguments.seed))
@@ -52,13 +56,33 @@ def run(arguments: argparse.Namespace) -> int:
         max_drop=None if arguments.max_drop is None else quantities.drop(arguments.max_drop),
     )
     target = Target(arguments.target, threads=arguments.threads, batch=arguments.batch)
-    check_writable(Path(arguments.out), 0)  # before a large model is read
-    result = _compress(arguments, budget, recipe, target=target)
-    folder = result.save(arguments.out)
-    print(json.dumps(result.report, indent=2) if arguments.json else f"{result.table()}\n\nReport: {folder / PAGE_NAME}")
+    out = _folder(arguments.out)
+    try:
+        result = _compress(arguments, budget, recipe, target=target)
+        result.save(out)
+    except KeyboardInterrupt:
+        return _interrupted(out / WORK)
+    show(as_json(result.report) if arguments.json else f"{result.table()}\n\nReport: {out / PAGE_NAME}")
     for limit in result.broken:
         print(f"lighten: not met: {limit['why']}", file=sys.stderr)
     return 3 if result.broken or result.interrupted else 0
+
+
+def _folder(name: str) -> Path:
+    """Refused before a large model is read when nothing can be written there."""
+    from lighten.core.errors import InputError
+    from lighten.engine.files import check_writable
+
+    if not name.strip():
+        raise InputError("--out is empty.", hint="Name a folder; the current one is `.`.")
+    check_writable(Path(name), 0)
+    return Path(name)
+
+
+def _interrupted(work: Path) -> int:
+    kept = f" The same command continues the work kept in {work}." if work.is_dir() else ""
+    print(f"lighten: interrupted; there is no result yet.{kept}", file=sys.stderr)
+    return 130
 
 
 def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe", *, target: "Target") -> "Result":

@@ -1,7 +1,8 @@
 """lighten inspect MODEL"""
 
 import argparse
-import json
+
+from lighten.cli.output import Show, as_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,11 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="weights for package.module:callable, .safetensors")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, show: Show) -> int:
     """Prints parameters, MACs, weight bytes and activations by layer, largest first."""
     from lighten.analyze.cost import inspect
     from lighten.read.source import load
 
     inspection = inspect(load(arguments.model, weights=arguments.weights))
-    print(json.dumps(inspection.to_dict(), indent=2) if arguments.json else inspection.table())
+    show(as_json(inspection.to_dict()) if arguments.json else inspection.table())
     return 0

@@ -10,9 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
 from typing import NoReturn
 
-from lighten.core.errors import LightenError
+from lighten.cli.output import show
+from lighten.core.errors import InputError, LightenError
 
 COMMANDS = {
     "inspect": "what a network costs, layer by layer",
@@ -28,17 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         parsed = _parse(arguments)
-        command = importlib.import_module(f"lighten.cli.{parsed.command}_command")
-        return int(command.run(parsed))
-    except SystemExit as stop:
+    except SystemExit as stop:  # argparse has said what is wrong, or has shown the help
         return int(stop.code or 0)
+    try:
+        return _run(parsed)
     except KeyboardInterrupt:
-        print("lighten: interrupted; nothing was finished yet, the work so far is kept for a resumed run.", file=sys.stderr)
+        print("lighten: interrupted; there is no result.", file=sys.stderr)
         return 130
-    except LightenError as error:
+    except (LightenError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"lighten: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lighten: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
         return 2
     except Exception as error:  # a fault of ours: one line for the user, the traceback on request
         if debug:
@@ -46,6 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         print(f"lighten: internal error: {reason} (run again with --debug for the traceback)", file=sys.stderr)
         return 1
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """What the user's own code prints goes to standard error: standard output is for the result alone."""
+    command = importlib.import_module(f"lighten.cli.{parsed.command}_command")
+    result_stream = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            return int(command.run(parsed, partial(show, stream=result_stream)))
+    except SystemExit as stop:
+        raise InputError(f"The code that was to give the model or the data ended the program: exit {stop.code}.") from stop
+
+
+def _sentence(error: LightenError | OSError) -> str:
+    """A file system's refusal that no one has put into words yet: a path too long, no permission, a full disk."""
+    if isinstance(error, LightenError):
+        return str(error)
+    return f"{error.strerror or error}: {error.filename}." if error.filename else f"{error.strerror or error}."
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
     errno.EEXIST: "a file of that name is in the way",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 
@@ -38,17 +40,17 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when the block ends without an error. Raises InputError as `write_atomic`
     does.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # not tempfile.mkstemp, whose files only their owner may read: the user's umask decides
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise unwritable(path, error) from error
-    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -89,9 +91,9 @@ def sha256_of(path: Path) -> str:
 def check_writable(folder: Path, needed_bytes: int) -> None:
     """Raises InputError unless files can be made in `folder` (or where it would be made) and `needed_bytes` are free there."""
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             free_bytes = shutil.disk_usage(place).free
     except OSError as error:

@@ -39,6 +39,7 @@ def place(tmp_path_factory):
     torch.save(SimpleNamespace(weights=1), folder / "pickled.pt")
     (folder / "corrupt.onnx").write_bytes(b"not a model")
     (folder / "file").write_text("")
+    (folder / "leaving.py").write_text(LEAVING)
     (folder / "empty").mkdir()
     (folder / "class_folders" / "cat").mkdir(parents=True)
     (folder / "class_folders" / "cat" / "a.png").write_bytes(b"not an image")
@@ -54,6 +55,14 @@ def place(tmp_path_factory):
     return folder
 
 
+LEAVING = """
+import sys
+
+
+def leave():
+    sys.exit("no checkpoint here")
+"""
+LONG = "a" * 300
 RECIPES = {
     "key": "stps: [quantize]",
     "method": "steps: [quantise]",
@@ -92,7 +101,8 @@ def refused(place, monkeypatch, capsys):
         return shown.err.removeprefix("lighten: error: ").strip()
 
     yield run
-    sys.modules.pop("nets", None)
+    for name in ("nets", "leaving"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -137,6 +147,8 @@ def test_weights_that_cannot_be_used(compress, weights, said):
         ("empty", "empty has neither structure.json nor config.json"),
         ("huggingface", "huggingface"),
         ("saved", "saved cannot be read"),
+        ("leaving:leave", "ended the program: exit no checkpoint here"),
+        (LONG, "File name too long"),
     ],
 )
 def test_a_model_that_cannot_be_read(compress, model, said):
@@ -166,6 +178,8 @@ def test_a_model_that_cannot_be_traced_is_named_with_module_and_line(compress, p
         ("file", "file"),
         ("nets:no_batches", "The data has no batch"),
         ("nets:failing", "the checkpoint is elsewhere"),
+        ("leaving:leave", "ended the program: exit no checkpoint here"),
+        (LONG, "File name too long"),
     ],
 )
 def test_data_that_cannot_be_used(compress, data, said):
@@ -234,7 +248,13 @@ def test_a_disk_that_fills_while_working_leaves_no_file(compress, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("out", "said"), [("file/out", "a part of the path is a file"), ("file", "Cannot write file"), ("/proc/out", "/proc/out")]
+    ("out", "said"),
+    [
+        ("file/out", "a part of the path is a file"),
+        ("file", "Cannot write file"),
+        ("/proc/out", "/proc/out"),
+        (LONG, "too long"),
+    ],
 )
 def test_a_folder_that_cannot_be_written_is_refused_before_work(compress, out, said):
     assert said in compress("gone", out=out)

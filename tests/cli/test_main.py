@@ -12,6 +12,7 @@ import lighten.data.source
 import lighten.read.source
 from lighten.cli.main import COMMANDS, main
 from lighten.cli.progress import Lines, progress_for
+from lighten.core.data import Data
 from lighten.core.errors import UnfitError
 
 REPORT = {"verdict": "met", "metric": "accuracy"}
@@ -20,10 +21,8 @@ REPORT = {"verdict": "met", "metric": "accuracy"}
 class Finished:
     """A Result as the command sees it."""
 
-    report = REPORT
-
-    def __init__(self, *, broken=(), interrupted=False):
-        self.broken, self.interrupted = list(broken), interrupted
+    def __init__(self, *, broken=(), interrupted=False, report=REPORT):
+        self.broken, self.interrupted, self.report = list(broken), interrupted, report
 
     def table(self):
         return "before and after"
@@ -36,7 +35,8 @@ class Finished:
 def compress(monkeypatch, tmp_path):
     """Runs `lighten compress` with the main job replaced; `outcome` is what the job gives or raises."""
     monkeypatch.setattr(lighten.read.source, "load", lambda source, **options: "model")
-    monkeypatch.setattr(lighten.data.source, "load_data", lambda source, **options: "data")
+    data = Data("data", "classification", "accuracy", test=[])
+    monkeypatch.setattr(lighten.data.source, "load_data", lambda source, **options: data)
     job = sys.modules["lighten.compress"]
     seen = {}
 
@@ -44,9 +44,10 @@ def compress(monkeypatch, tmp_path):
         def compressed(model, data, **given):
             seen.update(given)
             given["progress"] and given["progress"].say("news")
+            print("the user's code talks") if outcome == "talk" else None
             if isinstance(outcome, BaseException):
                 raise outcome
-            return outcome or Finished()
+            return outcome if isinstance(outcome, Finished) else Finished()
 
         monkeypatch.setattr(job, "compress", compressed)
         return main(["compress", "model", "--data", "data", "--out", str(tmp_path / "out"), *options])
@@ -81,7 +82,24 @@ def test_an_interrupted_search_with_a_result_exits_3(compress):
 
 def test_an_interrupt_before_any_result_exits_130_in_one_line(compress, capsys):
     assert compress("--quiet", outcome=KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err.startswith("lighten: interrupted")
+    assert capsys.readouterr().err == "lighten: interrupted; there is no result yet.\n"
+
+
+def test_an_interrupt_says_where_unfinished_work_is_kept_when_there_is_some(compress, capsys, tmp_path):
+    work = tmp_path / "out" / ".work"
+    work.mkdir(parents=True)
+    assert compress("--quiet", outcome=KeyboardInterrupt()) == 130
+    line = f"lighten: interrupted; there is no result yet. The same command continues the work kept in {work}.\n"
+    assert capsys.readouterr().err == line
+
+
+def test_an_interrupt_of_another_command_promises_nothing(compress, capsys, monkeypatch):
+    def interrupt(source, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lighten.read.source, "load", interrupt)
+    assert main(["inspect", "model"]) == 130
+    assert capsys.readouterr().err == "lighten: interrupted; there is no result.\n"
 
 
 def test_bad_input_exits_2_in_one_line_with_the_hint(compress, capsys):
@@ -93,6 +111,27 @@ def test_a_fault_of_ours_exits_1_in_one_line(compress, capsys):
     assert compress("--quiet", outcome=RuntimeError("two\nlines")) == 1
     line = "lighten: internal error: RuntimeError: two lines (run again with --debug for the traceback)\n"
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("code", ["no checkpoint here", 0, 1, None])
+def test_code_of_the_user_that_ends_the_program_is_bad_input(compress, capsys, code):
+    assert compress("--quiet", outcome=SystemExit(code)) == 2
+    line = f"lighten: error: The code that was to give the model or the data ended the program: exit {code}.\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(36, "File name too long", "a/b"), "File name too long: a/b."),
+        (OSError(28, "No space left on device"), "No space left on device."),
+        (OSError("odd"), "odd."),
+    ],
+    ids=str,
+)
+def test_a_refusal_of_the_file_system_is_bad_input(compress, capsys, error, said):
+    assert compress("--quiet", outcome=error) == 2
+    assert capsys.readouterr().err == f"lighten: error: {said}\n"
 
 
 @pytest.mark.parametrize(("error", "code"), [(UnfitError("no"), 2), (RuntimeError("no"), 1)])
@@ -108,6 +147,20 @@ def test_json_prints_the_report_and_nothing_else(compress, capsys):
     shown = capsys.readouterr()
     assert json.loads(shown.out) == REPORT
     assert shown.err == ""
+
+
+def test_json_has_null_where_a_number_is_not_finite(compress, capsys):
+    assert compress("--json", outcome=Finished(report={"drop": float("nan"), "low": -float("inf"), "name": "\u00e9"})) == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {"drop": None, "low": None, "name": "\u00e9"}
+    assert shown.isascii()
+
+
+def test_what_the_users_code_prints_is_not_the_result(compress, capsys):
+    assert compress("--json", outcome="talk") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == REPORT
+    assert shown.err == "the user's code talks\n"
 
 
 def test_quiet_shows_no_progress_and_its_absence_does(compress, capsys):
@@ -132,7 +185,15 @@ def test_quiet_shows_no_progress_and_its_absence_does(compress, capsys):
         (["x"], "unknown command x. Known: inspect, compress, compare, verify."),
         (["inspect", "m", "extra"], "unrecognized arguments: extra."),
         (["compress", "m"], "the following arguments are required: --data, --out."),
-        (["compress", "m", "--data", "d", "--out", "o", "--threads", "two"], "argument --threads: invalid int value: 'two'."),
+        (
+            ["compress", "m", "--data", "d", "--out", "o", "--threads", "two"],
+            "argument --threads: 'two' is not an integer from 1 to 1024.",
+        ),
+        (["verify", "d", "--threads", "0"], "argument --threads: '0' is not an integer from 1 to 1024."),
+        (
+            ["compare", "a", "b", "--data", "d", "--batch", "9" * 20],
+            f"argument --batch: '{'9' * 20}' is not an integer from 1 to",
+        ),
         ([], "the following arguments are required: COMMAND."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -142,7 +203,8 @@ def test_a_wrong_command_line_exits_2_in_one_line_that_names_the_nearest(capsys,
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
-    assert shown.err.startswith(f"lighten: error: {said} See lighten")
+    assert shown.err.startswith(f"lighten: error: {said}")
+    assert " See lighten" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -154,6 +216,13 @@ def test_a_value_out_of_range_exits_2_before_anything_is_read(capsys, options, t
     assert line.count("\n") == 1
     assert "missing" not in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_out_does_not_mean_the_current_folder(capsys, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compress", "missing", "--data", "missing", "--out", name]) == 2
+    assert capsys.readouterr().err == "lighten: error: --out is empty. Name a folder; the current one is `.`.\n"
 
 
 def test_version_is_the_packages(capsys):

@@ -17,10 +17,20 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_text_is_written_as_utf_8_and_others_may_read_it(tmp_path):
+def test_text_is_written_as_utf_8(tmp_path):
     write_atomic(tmp_path / "a.txt", "µ\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc2\xb5\n"
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a umask is a matter of POSIX")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_is_for_the_users_umask_to_say(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -72,6 +82,16 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
         check_writable(tmp_path / "file", 0)
 
 
+def test_a_name_that_is_too_long_is_refused_before_work(tmp_path):
+    for attempt in (
+        lambda: check_writable(tmp_path / ("a" * 300), 0),
+        lambda: make_folder(tmp_path / ("a" * 300)),
+        lambda: write_atomic(tmp_path / ("a" * 300), b""),
+    ):
+        with pytest.raises(InputError, match="the name is too long"):
+            attempt()
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that even root cannot write")
 def test_a_folder_that_takes_no_files_is_refused_before_work():
     with pytest.raises(InputError, match="Cannot write /proc/lighten"):
@@ -90,9 +110,10 @@ def test_the_reason_is_in_words(tmp_path, monkeypatch, number):
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
-    with pytest.raises(InputError) as caught:
-        write_atomic(tmp_path / "a", b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(InputError) as caught:
+            write_atomic(tmp_path / "a", b"")
     assert {errno.EACCES: "may not be written", errno.EROFS: "is read-only"}[number] in str(caught.value)
     assert "Errno" not in str(caught.value)
 
