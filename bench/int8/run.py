@@ -184,15 +184,18 @@ def save_inputs(model: lighten.Model, data: lighten.Data, folder: Path) -> None:
 
 
 def arrays(model: lighten.Model, batches: Iterator[Batch]) -> dict[str, Any]:
-    """Every row of every batch, by input name."""
+    """Every row of every batch, by input name; token rows without the padding of their batch, whose masks (minus infinity)
+    would ruin a peer's static ranges.
+    """
     columns: dict[str, list[np.ndarray]] = {name: [] for name in model.input_names}
+    is_text = model.input_names[0] == "input_ids"
     for batch in batches:
+        ends = batch.inputs[1].sum(1).tolist() if is_text else [None] * len(batch.inputs[0])
         for name, value in zip(model.input_names, batch.inputs, strict=True):
-            columns[name] += [row.numpy() for row in value]
-    first = columns[model.input_names[0]]
-    lengths = np.array([len(row) for row in first]) if model.input_names[0] == "input_ids" else None
-    if lengths is None:
+            columns[name] += [row[:end].numpy() for row, end in zip(value, ends, strict=True)]
+    if not is_text:
         return {name: np.stack(rows) for name, rows in columns.items()}
+    lengths = np.array([len(row) for row in columns[model.input_names[0]]])
     padded = {name: np.stack([np.pad(row, (0, lengths.max() - len(row))) for row in rows]) for name, rows in columns.items()}
     return {**padded, "lengths": lengths}
 
