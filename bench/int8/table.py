@@ -41,9 +41,9 @@ def section(name: str, facts: dict[str, Any]) -> str:
 
 def foot(facts: dict[str, Any], times: dict[str, Any]) -> str:
     """What the figures stand on: float32, what the clock cannot tell apart, and how busy the machine was."""
-    original = times.get("original", {}).get("latency_ms_p50", float("nan"))
-    lines = [f"\nfloat32 in ONNX Runtime: {facts['original']['bytes']:,} bytes, {original:.2f} ms."]
+    lines = [f"\nfloat32 in ONNX Runtime: {facts['original']['bytes']:,} bytes."]
     if times:
+        lines[0] = f"{lines[0][:-1]}, {times['original']['latency_ms_p50']:.2f} ms."
         again, busy = times["original_again"]["of_original"], facts["latency"]["cores_used_by_others"]["1"]
         lines.append(f"The same file a second time took {again:.2f} of it; other work used {busy} cores during the timing.")
     if "lighten_int8" in facts:
