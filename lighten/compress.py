@@ -28,7 +28,7 @@ from lighten.data.source import check_labels, load_data, require_labels
 from lighten.engine.files import check_writable, make_folder
 from lighten.engine.memory import FolderMemory
 from lighten.engine.threads import torch_threads
-from lighten.gather import Facts, gather, versions
+from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import WORK, Result
 from lighten.search.faster import Speed, make_faster, time_trial
@@ -129,7 +129,7 @@ class _Job:
         return restore(self.trials, trial, holds=self._holds, inputs=batch.inputs, run=self.trials.run)
 
     def _holds(self, trial: Trial) -> bool:
-        return self.budget.max_drop is None or trial.comparison.drop <= self.budget.max_drop
+        return self.budget.max_drop is None or trial.comparison.drop <= self.budget.max_drop + ROUNDING
 
     def _consider(self, trial: Trial) -> Speed:
         return self._keep(time_trial(self.trials, trial))
