@@ -88,9 +88,13 @@ def contract(facts: Facts) -> dict[str, dict[str, Any]]:
     }
     limits = {name: value for name, value in asdict(facts.budget).items() if value is not None}
     return {
-        name: {"limit": limit, "measured": measured[name], "holds": measured[name] <= limit + ROUNDING}
+        name: {"limit": limit, "measured": measured[name], "holds": _holds(measured[name], limit)}
         for name, limit in limits.items()
     }
+
+
+def _holds(measured: float, limit: float) -> bool:
+    return measured <= limit + ROUNDING
 
 
 def broken(facts: Facts, limits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
