@@ -23,6 +23,7 @@ from lighten.evaluate.memory import peak_bytes
 from lighten.evaluate.metrics import log_softmax
 from lighten.search.faster import Speed
 from lighten.search.gate import Gate
+from lighten.search.narrow import NARROW_BITS
 from lighten.search.trials import ORIGINAL, Trials
 
 _MOST_IMAGES = 24
@@ -39,11 +40,10 @@ class Facts:
     recipe: Recipe
     trials: Trials
     speed: Speed
-    gate: Gate
     interrupted: bool
 
 
-def gather(facts: Facts) -> dict[str, Any]:
+def gather(facts: Facts, gate: Gate) -> dict[str, Any]:
     """The report as JSON data; docs/report.md describes each key."""
     trials, trial, speed = facts.trials, facts.speed.trial, facts.speed
     limits = contract(facts)
@@ -54,22 +54,22 @@ def gather(facts: Facts) -> dict[str, Any]:
         "interrupted": facts.interrupted,
         **_source(facts),
         **_scores(facts),
-        **_sides(facts),
+        **_sides(facts, gate),
         "runtime": trials.target.runtime,
         "threads": trials.target.threads,
         "batch": trials.target.batch,
         "input_shapes": [list(value.shape) for value in trials.timed_on.inputs],
         "seed": facts.recipe.seed,
         "device": device(),
-        "operators": facts.gate.operators,
-        "parity_max_abs": facts.gate.parity.max_abs,
-        "parity": facts.gate.parity.to_dict(),
+        "operators": gate.operators,
+        "parity_max_abs": gate.parity.max_abs,
+        "parity": gate.parity.to_dict(),
         "speedup": 1 / speed.ratio,
         "speedup_interval": [1 / end for end in reversed(speed.ratio_interval)],
         "latency_noise_ratio": speed.timing.noise_ratio,
         "faster": speed.is_faster,
         "notes": notes(facts),
-        "layers": layers(facts),
+        "layers": layers(facts, gate),
         "candidates": candidates(facts),
         "plan": trial.plan.to_dict(),
         "steps": trials.run.ledger.entries,
@@ -136,9 +136,9 @@ def notes(facts: Facts) -> list[str]:
     return said
 
 
-def layers(facts: Facts) -> list[dict[str, Any]]:
+def layers(facts: Facts, gate: Gate) -> list[dict[str, Any]]:
     """One entry a site that has a cost or a spec."""
-    plan, sqnr = facts.speed.trial.plan, facts.gate.layers
+    plan, sqnr = facts.speed.trial.plan, gate.layers
     every = costs(facts.graph.module, facts.trials.model.example)
     shown = [cost for cost in every if cost.params or cost.site in plan]
     return [{**_layer(cost, plan, sqnr.get(cost.site)), "why": _why(facts, cost.site)} for cost in shown]
@@ -179,7 +179,8 @@ def label(spec: Spec) -> str:
         return "float"
     if spec.activations is None:
         return "int8 weights"
-    return "int8 dynamic" if spec.dynamic else "int8"
+    kind = "int8 dynamic" if spec.dynamic else "int8"
+    return f"{kind}, 7-bit weights" if spec.weights == NARROW_BITS else kind
 
 
 def candidates(facts: Facts) -> list[dict[str, Any]]:
@@ -264,14 +265,14 @@ def _confidence(facts: Facts, values: Any, index: int) -> float | None:
     return float(np.exp(log_softmax(values[row : row + 1])).max())
 
 
-def _sides(facts: Facts) -> dict[str, Any]:
+def _sides(facts: Facts, gate: Gate) -> dict[str, Any]:
     trials, trial, timing = facts.trials, facts.speed.trial, facts.speed.timing
     every = costs(facts.graph.module, trials.model.example)
     counted = {"params": sum(cost.params for cost in every), "macs": sum(cost.macs for cost in every)}
     sides = {}
     for name, timed, score, size, peak in (
-        ("baseline", ORIGINAL, trial.comparison.original_score, trials.original.size_bytes, facts.gate.peaks[0]),
-        ("compressed", "compressed", trial.comparison.compressed_score, trial.export.size_bytes, facts.gate.peaks[1]),
+        ("baseline", ORIGINAL, trial.comparison.original_score, trials.original.size_bytes, gate.peaks[0]),
+        ("compressed", "compressed", trial.comparison.compressed_score, trial.export.size_bytes, gate.peaks[1]),
     ):
         latency = timing.latencies[timed]
         sides[name] = {

@@ -43,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, show: Show) -> int:
     """Exit code 0 when the contract is met, 3 when it is not and the best result was kept, 130 when there is none yet."""
+    from lighten.cli.progress import progress_for
     from lighten.core.cost import Budget, Target
     from lighten.core.recipe import Recipe
+    from lighten.core.run import Silent
+    from lighten.engine.interrupt import insist
     from lighten.report.write import PAGE_NAME
     from lighten.result import WORK
 
@@ -59,7 +62,8 @@ def run(arguments: argparse.Namespace, show: Show) -> int:
     out = _folder(arguments.out)
     try:
         result = _compress(arguments, budget, recipe, target=target)
-        result.save(out)
+        progress = progress_for(quiet=arguments.quiet) or Silent()
+        insist(lambda: result.save(out), progress=progress, why="the result is being written.")
     except KeyboardInterrupt:
         return _interrupted(out / WORK)
     show(as_json(result.report) if arguments.json else f"{result.table()}\n\nReport: {out / PAGE_NAME}")

@@ -41,5 +41,10 @@ class Exporter(Protocol):
     def open(self, path: Path, target: Target) -> Session:
         """Loads a written file in the real runtime."""
 
+    def exact_weight_bits(self) -> int:
+        """Most bits of a weight that the runtime's fastest integer kernels multiply without saturating on this machine. Wider
+        weights are written so that they stay exact, on slower kernels.
+        """
+
     def operators(self, path: Path) -> dict[str, int]:
         """Counts of what the runtime really executes after its own optimization, keys such as "Conv:int8" or "MatMul:fp32"."""

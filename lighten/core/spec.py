@@ -21,7 +21,8 @@ class Keep:
 class Quant:
     """Integers on a uniform grid: x' = scale * (q - zero).
 
-    weights: bits of the stored weight, 8, symmetric, one scale per output channel; None for a site that has no weight.
+    weights: bits of the stored weight, 8 or 7, symmetric, one scale per output channel; None for a site that has no weight. 7
+    bits take a byte too: their products cannot saturate where a processor adds two of them in 16 bits.
     activations: bits of what flows in, 8, affine, one scale per tensor; None stores the weight small but computes in float.
     dynamic: True takes the activation range from each input at run time, False from calibration.
     """
@@ -31,9 +32,10 @@ class Quant:
     dynamic: bool = False
 
     def __post_init__(self) -> None:
-        for name, bits in (("weights", self.weights), ("activations", self.activations)):
-            if bits not in (None, 8):
-                raise InputError(f"Quant {name} must be 8 bits or None. Got {bits!r}.")
+        if self.weights not in (None, 7, 8):
+            raise InputError(f"Quant weights must be 8 bits, 7 or None. Got {self.weights!r}.")
+        if self.activations not in (None, 8):
+            raise InputError(f"Quant activations must be 8 bits or None. Got {self.activations!r}.")
         if self.weights is None and self.activations is None:
             raise InputError("Quant without weights and without activations changes nothing.", hint="Use Keep().")
         if self.dynamic and self.activations is None:

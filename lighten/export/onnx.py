@@ -52,6 +52,12 @@ class OnnxExporter:
         """Loads a file. Raises InputError when ONNX Runtime refuses it."""
         return OnnxSession(path, target.threads)
 
+    def exact_weight_bits(self) -> int:
+        """7 where a product of uint8 and int8 saturates, else 8."""
+        from lighten.export.saturation import FULL_BITS, NARROW_BITS, saturates
+
+        return NARROW_BITS if saturates() else FULL_BITS
+
     def operators(self, path: Path) -> dict[str, int]:
         """What ONNX Runtime really executes, counted after its own graph optimization: {"Conv:int8": 49, "Add:fp32": 1}."""
         with tempfile.TemporaryDirectory() as folder:
@@ -88,11 +94,15 @@ class OnnxSession:
 
 
 def _write(module: nn.Module, model: Model, path: Path) -> Export:
-    from lighten.export.tidy import name_outputs, tidy
+    from lighten.export.saturation import make_exact, saturates
+    from lighten.export.tidy import drop_unused, name_outputs, tidy
 
     proto = _convert(module, model)
     name_outputs(proto.graph, model.output_names)
     tidy(proto)
+    if saturates():
+        make_exact(proto)
+        drop_unused(proto.graph)
     data = proto.SerializeToString()
     write_atomic(path, data)
     return Export(path, len(data), hashlib.sha256(data).hexdigest())

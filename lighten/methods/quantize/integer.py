@@ -170,16 +170,16 @@ class Calibrated:
             if type(spec) is not Quant or spec.weights is None:
                 continue
             for name in site.weights:
-                rows[name], errors[site.name] = self._encode(name, site)
+                rows[name], errors[site.name] = self._encode(name, site, spec.weights)
         return rows, errors
 
-    def _encode(self, name: str, site: Site) -> tuple[annotate.Rows, dict[str, float]]:
+    def _encode(self, name: str, site: Site, bits: int) -> tuple[annotate.Rows, dict[str, float]]:
         weight = tensor_of(self.graph.module, name).detach()
         # a transposed convolution holds its output channels in dimension 1
         dim = 1 if site.kind.startswith("conv_transpose") else 0
         rows_OK = weight.transpose(0, dim).reshape(weight.shape[dim], -1)
-        scale_O = symmetric_scale(rows_OK, ranges=self.method.weight_ranges)
-        codes_OK = quantize_rows(rows_OK, scale_O)
+        scale_O = symmetric_scale(rows_OK, bits, ranges=self.method.weight_ranges)
+        codes_OK = quantize_rows(rows_OK, scale_O, bits)
         noise = (codes_OK * scale_O[:, None] - rows_OK).square().sum()
         sqnr = 10 * torch.log10(rows_OK.square().sum() / noise.clamp_min(1e-30))
         moved = [weight.shape[dim], *(size for index, size in enumerate(weight.shape) if index != dim)]
