@@ -11,7 +11,7 @@ from typing import Any
 from lighten.core.errors import InputError
 from lighten.core.method import Compressed
 from lighten.core.recipe import Recipe
-from lighten.engine.files import check_writable, make_folder, move, sha256_of, write_atomic
+from lighten.engine.files import check_writable, make_folder, move, sha256_of, unwritable, write_atomic
 from lighten.export.archive import write_archive
 from lighten.report.table import table
 from lighten.report.write import JSON_NAME, PAGE_NAME, write
@@ -60,7 +60,10 @@ class Result:
         """
         folder = Path(folder)
         check_writable(folder, 3 * len(self.model_bytes) + 8_000_000)
-        self._write(make_folder(folder))
+        try:
+            self._write(make_folder(folder))
+        except OSError as error:
+            raise unwritable(Path(error.filename or folder), error) from error
         if not self.interrupted:
             shutil.rmtree(folder / WORK, ignore_errors=True)
         return folder

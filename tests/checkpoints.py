@@ -34,13 +34,31 @@ def spectrogram_transformer(folder: Path) -> Path:
     return folder
 
 
+# the convolutions and position embedding of wav2vec 2.0, small; HuBERT and WavLM are built of the same parts
+_WAVEFORM: dict[str, Any] = {
+    **{"conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2},
+    **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+}
+LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ADEGHLNOTS")
+
+
 def wav2vec2(folder: Path) -> Path:
-    convolutions = {"conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2}
-    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
-    config = transformers.Wav2Vec2Config(**_SMALL, **convolutions, **positions, classifier_proj_size=8, **_LABELS)
+    config = transformers.Wav2Vec2Config(**_SMALL, **_WAVEFORM, classifier_proj_size=8, **_LABELS)
     _save(transformers.Wav2Vec2ForSequenceClassification, config, folder)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return folder
+
+
+def wav2vec2_ctc(folder: Path) -> Path:
+    return _recognizer(transformers.Wav2Vec2ForCTC, transformers.Wav2Vec2Config, folder)
+
+
+def hubert_ctc(folder: Path) -> Path:
+    return _recognizer(transformers.HubertForCTC, transformers.HubertConfig, folder)
+
+
+def wavlm_ctc(folder: Path) -> Path:
+    return _recognizer(transformers.WavLMForCTC, transformers.WavLMConfig, folder)
 
 
 def bert_classifier(folder: Path) -> Path:
@@ -64,6 +82,16 @@ def _save(kind: Any, config: Any, folder: Path) -> None:
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
     kind(config).save_pretrained(folder)
+
+
+def _recognizer(kind: Any, config: Any, folder: Path) -> Path:
+    """Token 0 is CTC's blank, as in the published checkpoints; the vocabulary has capitals only, as theirs."""
+    _save(kind, config(**_SMALL, **_WAVEFORM, vocab_size=len(LETTERS), pad_token_id=0), folder)
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    (folder / "letters.json").write_text(json.dumps({letter: index for index, letter in enumerate(LETTERS)}))
+    transformers.Wav2Vec2CTCTokenizer(str(folder / "letters.json")).save_pretrained(folder)
+    (folder / "letters.json").unlink()
+    return folder
 
 
 def _tokenizer(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import importlib.util
 import pkgutil
 import sys
 
-OPTIONAL = ("transformers", "tokenizers", "PIL", "scipy", "sklearn", "pytest")
+OPTIONAL = ("transformers", "tokenizers", "PIL", "scipy", "sklearn", "tensorboard", "pytest")
 
 
 def main() -> int:

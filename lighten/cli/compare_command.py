@@ -29,8 +29,11 @@ def run(arguments: argparse.Namespace, show: Show) -> int:
     from lighten.cli.progress import progress_for
     from lighten.compare import compare
     from lighten.core.cost import Target
+    from lighten.evaluate.metrics import metric_named
     from lighten.read.source import load
 
+    if arguments.metric is not None:
+        metric_named(arguments.metric)  # a slip of the finger is told before large models and data are read
     target = Target(threads=arguments.threads, batch=arguments.batch)
     progress = progress_for(quiet=arguments.quiet or arguments.json)
     first = arguments.a if arguments.weights is None else load(arguments.a, weights=arguments.weights)

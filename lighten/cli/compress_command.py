@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace, show: Show) -> int:
         max_drop=None if arguments.max_drop is None else quantities.drop(arguments.max_drop),
     )
     target = Target(arguments.target, threads=arguments.threads, batch=arguments.batch)
+    _refuse_unknown_names(arguments, recipe)
     out = _folder(arguments.out)
     try:
         result = _compress(arguments, budget, recipe, target=target)
@@ -70,6 +71,18 @@ def run(arguments: argparse.Namespace, show: Show) -> int:
     for limit in result.broken:
         print(f"lighten: not met: {limit['why']}", file=sys.stderr)
     return 3 if result.broken or result.interrupted else 0
+
+
+def _refuse_unknown_names(arguments: argparse.Namespace, recipe: "Recipe") -> None:
+    """A slip of the finger is told before a large model and its data are read."""
+    from lighten import catalog
+    from lighten.evaluate.metrics import metric_named
+
+    catalog.exporter(arguments.target)
+    for step in recipe.steps:
+        catalog.build_method(step)
+    if arguments.metric is not None:
+        metric_named(arguments.metric)
 
 
 def _folder(name: str) -> Path:
@@ -93,7 +106,7 @@ def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe",
     from lighten.cli.progress import progress_for
     from lighten.compress import compress
     from lighten.data.source import load_data, require_labels
-    from lighten.evaluate.metrics import metric_named
+    from lighten.evaluate.metrics import require_suited
     from lighten.read.source import load
 
     model = load(arguments.model, weights=arguments.weights)
@@ -101,6 +114,7 @@ def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe",
     if arguments.metric is None:
         require_labels(data, arguments.data)
     else:
-        data = replace(data, metric=metric_named(arguments.metric).name)
+        require_suited(arguments.metric, data.task)
+        data = replace(data, metric=arguments.metric)
     progress = progress_for(quiet=arguments.quiet or arguments.json)
     return compress(model, data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)

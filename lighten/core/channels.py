@@ -45,12 +45,15 @@ class ChannelGroup:
     name: of the first tensor that makes the channels, without `.weight`; unique in a graph. size: number of channels.
     kind: "channel", "head" (attention heads, or key/value heads with the query heads that share them), or "neuron" (between
     the two linear layers of a feed-forward block). slices: each tensor and dimension that carries the channels.
+    exact: cutting a channel gives what setting its "out" and "along" parameters to zero gives; False where a norm, a softmax
+    or a mean over the channels, or a value f(0) != 0 that is read, makes the two differ.
     """
 
     name: str
     size: int
     kind: str
     slices: tuple[Slice, ...]
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 TASKS = (
     "image-classification",
     "audio-classification",
+    "speech-recognition",
     "text-classification",
     "sentence-similarity",
     "language-model",

@@ -12,6 +12,7 @@ from lighten.core.errors import InputError
 from lighten.core.plan import Plan
 
 _KEYS = ("steps", "sites", "seed", "plan")
+_LARGEST_SEED = 2**63 - 1  # what every generator takes
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,17 @@ class Step:
 @dataclass(frozen=True)
 class Recipe:
     """steps: in order. sites: pattern (fnmatch) -> "keep", the user's pins. plan: a resolved plan; when given, nothing is
-    searched and the run replays it. seed: of every random choice.
+    searched and the run replays it. seed: of every random choice, from 0 to 2^63 - 1. Raises InputError for another.
     """
 
     steps: tuple[Step, ...] = (Step("quantize", {"bits": 8}),)
     sites: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     plan: Plan | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed <= _LARGEST_SEED:
+            raise InputError(f"seed must be an integer >= 0 and below 2^63. Got {self.seed!r}.")
 
     def to_yaml(self) -> str:
         """YAML text that `from_yaml` reads back to an equal recipe."""
@@ -51,16 +56,13 @@ class Recipe:
             raise InputError(f"A recipe is a mapping with `steps`. Got {type(fields).__name__}.")
         for key in fields:
             refuse_unknown("recipe key", str(key), _KEYS)
-        seed = fields.get("seed", 0)
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise InputError(f"seed must be an integer >= 0. Got {seed!r}.")
         plan = fields.get("plan")
         if plan is not None and not isinstance(plan, dict):
             raise InputError(f"plan must map sites to specs. Got {plan!r}.")
         return cls(
             steps=tuple(_step(entry) for entry in _list(fields.get("steps", [{"quantize": {"bits": 8}}]))),
             sites=_sites(fields.get("sites") or {}),
-            seed=seed,
+            seed=fields.get("seed", 0),
             plan=None if plan is None else Plan.from_dict(plan),
         )
 

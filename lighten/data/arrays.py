@@ -1,4 +1,8 @@
-"""NumPy archives: x and y, or x_train, y_train, x_test, y_test. Integer y are classes, real y are regression targets."""
+"""NumPy archives: x and y, or x_train, y_train, x_test, y_test; for several inputs arrays under the model's input names.
+
+Integer y are classes, real y are regression targets.
+Dimension key: N rows.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,37 +14,51 @@ from torch import Tensor
 from lighten.core.data import BadRow, Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
-from lighten.data.rows import Rows, divide
+from lighten.data.iterable import task_and_metric
+from lighten.data.rows import MOST_BAD, Rows, divide
 from lighten.engine.files import sha256_of
 
-_MOST_BAD = 0.5
+Row = tuple[int, tuple[Tensor, ...]]
 
 
 def load_arrays(path: Path, *, model: Model, seed: int) -> Data:
-    """Raises InputError when the archive is corrupt, an array is missing or x does not fit the model's input."""
+    """One input is `x`, or named as the model names it; several are named as the model names them.
+
+    Raises InputError when the archive is corrupt, an array is missing or an input does not fit the model's.
+    """
     arrays = _read(path)
+    names = _input_names(arrays, model)
     bad: list[BadRow] = []
-    if "x" in arrays:
-        train, test = divide(_rows(arrays, "", model, bad=bad, path=path), seed)
-    elif "x_test" in arrays:
-        _check_pairs(arrays, path)
-        test = _rows(arrays, "_test", model, bad=bad, path=path)
-        train = _rows(arrays, "_train", model, bad=bad, path=path) if "x_train" in arrays else None
-        if train is None:
+    if _has(arrays, names, ""):
+        train, test = divide(_rows(arrays, names, "", model=model, bad=bad, path=path), seed)
+    elif _has(arrays, names, "_test"):
+        _check_pairs(arrays, names, path)
+        test = _rows(arrays, names, "_test", model=model, bad=bad, path=path)
+        train = None
+        if _has(arrays, names, "_train"):
+            train = _rows(arrays, names, "_train", model=model, bad=bad, path=path)
+        else:
             train, test = divide(test, seed)
     else:
-        raise InputError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}.", hint="It needs x and y, or x_test and y_test."
-        )
-    is_classes = test.targets is None or not test.targets.is_floating_point()
-    task = (model.origin.task or "classification") if is_classes else "regression"
-    metric = "agreement" if test.targets is None else "accuracy" if is_classes else "mse"
+        wanted, tests = (f"{', '.join(f'{name}{part}' for name in names)} and y{part}" for part in ("", "_test"))
+        raise InputError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}.", hint=f"It needs {wanted}, or {tests}.")
+    task, metric = task_and_metric(test.targets, model)
     return Data(str(path), task, metric, test, train, model.origin.labels, tuple(bad), sha256_of(path))
 
 
-def _check_pairs(arrays: dict[str, Any], path: Path) -> None:
+def _input_names(arrays: dict[str, Any], model: Model) -> tuple[str, ...]:
+    """The arrays that are the inputs, without _train and _test. One input is called x unless its own name is there."""
+    own = model.input_names
+    return own if len(own) > 1 or any(_has(arrays, own, part) for part in ("", "_test")) else ("x",)
+
+
+def _has(arrays: dict[str, Any], names: tuple[str, ...], part: str) -> bool:
+    return all(f"{name}{part}" in arrays for name in names)
+
+
+def _check_pairs(arrays: dict[str, Any], names: tuple[str, ...], path: Path) -> None:
     """Labels on one side only are a mistake."""
-    if "x_train" in arrays and ("y_train" in arrays) != ("y_test" in arrays):
+    if _has(arrays, names, "_train") and ("y_train" in arrays) != ("y_test" in arrays):
         raise InputError(f"{path} holds {', '.join(sorted(arrays))}.", hint="Give both y_train and y_test, or neither.")
 
 
@@ -52,35 +70,53 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a readable .npz of plain arrays: {error}.") from error
 
 
-def _rows(arrays: dict[str, Any], part: str, model: Model, *, bad: list[BadRow], path: Path) -> Rows:
-    x, y = arrays[f"x{part}"], arrays.get(f"y{part}")
-    _check(x, y, model, path=path, name=f"x{part}")
-    finite = np.isfinite(x.reshape(len(x), -1)).all(1) if np.issubdtype(x.dtype, np.floating) else np.ones(len(x), bool)
-    if y is not None and np.issubdtype(y.dtype, np.floating):
-        finite &= np.isfinite(y.reshape(len(y), -1)).all(1)
-    if finite.mean() <= _MOST_BAD:
-        raise InputError(f"{path}: {int((~finite).sum())} of {len(x)} rows of x{part} hold NaN or infinity.")
-    bad.extend(BadRow(f"x{part}[{row}]", "NaN or infinity") for row in np.flatnonzero(~finite))
-    dtype = model.example[0].dtype
-    kept = torch.from_numpy(np.ascontiguousarray(x[finite])).to(dtype)
-    targets = None if y is None else _targets(y[finite], path)
-    rows = list(zip(np.flatnonzero(finite).tolist(), kept, strict=True))
-    return Rows(rows, lambda rows: (torch.stack([value for _, value in rows]),), targets, _show)
+def _rows(arrays: dict[str, Any], names: tuple[str, ...], part: str, *, model: Model, bad: list[BadRow], path: Path) -> Rows:
+    inputs = {f"{name}{part}": arrays[f"{name}{part}"] for name in names}
+    for place, (name, x) in enumerate(inputs.items()):
+        _check_input(x, model, place, path=path, name=name)
+    y = arrays.get(f"y{part}")
+    every = inputs if y is None else {**inputs, f"y{part}": y}
+    _check_rows(every, path)
+    finite_N = np.logical_and.reduce([_finite_N(value) for value in every.values()])
+    first = next(iter(inputs))
+    if finite_N.mean() <= 1 - MOST_BAD:
+        raise InputError(f"{path}: {int((~finite_N).sum())} of {len(finite_N)} rows of {first} hold NaN or infinity.")
+    bad.extend(BadRow(f"{first}[{row}]", "NaN or infinity") for row in np.flatnonzero(~finite_N))
+    kept = [
+        torch.from_numpy(np.ascontiguousarray(x[finite_N])).to(example.dtype)
+        for x, example in zip(inputs.values(), model.example, strict=True)
+    ]
+    rows: list[Row] = list(zip(np.flatnonzero(finite_N).tolist(), zip(*kept, strict=True), strict=True))
+    return Rows(rows, _stack, None if y is None else _targets(y[finite_N], path), _show)
 
 
-def _check(x: Any, y: Any, model: Model, *, path: Path, name: str) -> None:
-    if len(model.example) != 1:
-        raise InputError(f"{path} holds one input, the model takes {len(model.example)}.", hint="Give batches from Python.")
-    example, dynamic = model.example[0], model.origin.dynamic[0] if model.origin.dynamic else {}
+def _stack(rows: list[Row]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(values) for values in zip(*(inputs for _, inputs in rows), strict=True))
+
+
+def _finite_N(value: Any) -> Any:
+    is_real = np.issubdtype(value.dtype, np.floating)
+    return np.isfinite(value.reshape(len(value), -1)).all(1) if is_real else np.ones(len(value), bool)
+
+
+def _check_input(x: Any, model: Model, place: int, *, path: Path, name: str) -> None:
+    """Raises InputError where the array does not fit input `place` of the model."""
+    example, dynamic = model.example[place], model.origin.dynamic[place] if model.origin.dynamic else {}
     fixed = [dim for dim in range(1, example.dim()) if dim not in dynamic]
     if x.ndim != example.dim() or any(x.shape[dim] != example.shape[dim] for dim in fixed):
         raise InputError(f"{path}: an example of {name} has shape {x.shape[1:]}, the model takes {tuple(example.shape[1:])}.")
     if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer) or x.dtype == bool):
         raise InputError(f"{path}: {name} has type {x.dtype}.", hint="It must hold real numbers or integers.")
-    if y is not None and (y.ndim == 0 or len(y) != len(x)):
-        raise InputError(f"{path}: {name} has {len(x)} rows, y{name[1:]} has {len(y) if y.ndim else 'none'}.")
     if not len(x):
         raise InputError(f"{path}: {name} is empty.")
+
+
+def _check_rows(named: dict[str, Any], path: Path) -> None:
+    """Raises InputError where two arrays, inputs or labels, have not as many rows."""
+    (first, x), *others = named.items()
+    for name, value in others:
+        if value.ndim == 0 or len(value) != len(x):
+            raise InputError(f"{path}: {first} has {len(x)} rows, {name} has {len(value) if value.ndim else 'none'}.")
 
 
 def _targets(y: Any, path: Path) -> Tensor:
@@ -95,9 +131,9 @@ def _targets(y: Any, path: Path) -> Tensor:
     raise InputError(f"{path}: y has type {y.dtype}.", hint="Integers are classes, real numbers are targets.")
 
 
-def _show(numbered: tuple[int, Tensor], index: int) -> Example:
+def _show(numbered: Row, index: int) -> Example:
     """Named by the row of the file. Small arrays that look like an image are shown as one."""
-    number, row = numbered
+    number, (row, *_) = numbered
     is_image = row.dim() == 3 and row.shape[0] in (1, 3)
     image = row.permute(1, 2, 0).squeeze(2) if is_image else row
     if image.dim() < 2 or min(image.shape[:2]) < 4 or (image.dim() == 3 and image.shape[2] != 3):

@@ -2,14 +2,12 @@
 padded or cut to the model's length, at the file's own rate.
 """
 
-import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lighten.core.data import Data, Example
@@ -17,46 +15,26 @@ from lighten.core.errors import InputError
 from lighten.core.model import Model
 from lighten.data.folders import Kind, load_folder
 from lighten.data.rows import always_alike
+from lighten.data.wav import Samples, read_wav, wav_length
 
+_EXTRACTORS = ("preprocessor_config.json", "processor_config.json")
 _SHORTEST_SECONDS = 0.025  # one frame of the usual feature extractors, and of wav2vec 2.0
-Samples = NDArray[np.float32]
+Prepare = Callable[[list[tuple[Samples, int]]], Tensor]
 
 
 def load_audio(folder: Path, *, model: Model, seed: int) -> Data:
     """A folder of .wav files by class, or with train/ and test/ below it."""
-    extract = _extractor(model)
+    extract = extractor_of(model)
     prepare = extract or _plain(model)
 
     def collate(paths: list[Any]) -> tuple[Tensor, ...]:
         return (prepare([read_wav(path) for path in paths]),)
 
     # padding would change what a network of raw samples says, so recordings of other lengths do not share a batch
-    alike = _length if _takes_any_length(model) else always_alike
-    check = _check if extract else _check_rate(_first_rate(folder))
+    alike = wav_length if _takes_any_length(model) else always_alike
+    check = check_sound if extract else _check_rate(_first_rate(folder))
     kind = Kind("audio-classification", (".wav",), check, collate, _show, alike)
     return load_folder(folder, kind=kind, model=model, seed=seed)
-
-
-def read_wav(path: Path) -> tuple[Samples, int]:
-    """Mono samples in [-1, 1] and the rate in Hz. PCM of 8, 16, 24 or 32 bits. Raises ValueError for anything else."""
-    try:
-        with wave.open(str(path), "rb") as file:
-            rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
-            raw = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk that reaches past the file
-        raise ValueError(f"not a PCM wav file: {str(error) or 'it ends too early'}") from error
-    if width not in (1, 2, 3, 4):
-        raise ValueError(f"samples of {8 * width} bits")
-    raw = raw[: len(raw) // (width * channels) * width * channels]  # a file that was cut off may end inside a sample
-    if width == 1:
-        samples = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
-    elif width == 3:
-        bytes_N3 = np.frombuffer(raw, np.uint8).reshape(-1, 3).astype(np.int32)
-        unsigned = bytes_N3[:, 0] | bytes_N3[:, 1] << 8 | bytes_N3[:, 2] << 16
-        samples = (unsigned - ((unsigned & 0x800000) << 1)).astype(np.float32) / 2**23
-    else:
-        samples = np.frombuffer(raw, {2: "<i2", 4: "<i4"}[width]).astype(np.float32) / 2 ** (8 * width - 1)
-    return samples.reshape(-1, channels).mean(1).astype(np.float32), rate
 
 
 def resample(samples: Samples, rate: int, wanted: int) -> Samples:
@@ -71,7 +49,8 @@ def resample(samples: Samples, rate: int, wanted: int) -> Samples:
     return np.asarray(resample_poly(samples, wanted // divisor, rate // divisor), dtype=np.float32)
 
 
-def _check(path: Path) -> None:
+def check_sound(path: Path) -> None:
+    """Raises ValueError for a file that cannot be read or is shorter than 0.025 s, OSError for one that is not there."""
     samples, rate = read_wav(path)
     if len(samples) < _SHORTEST_SECONDS * rate:
         raise ValueError(f"too short: {len(samples)} samples at {rate} Hz")
@@ -91,7 +70,7 @@ def _check_rate(wanted: int | None) -> Callable[[Path], None]:
     """A network without a feature extractor does not say which rate it takes; all files must at least have the same."""
 
     def check(path: Path) -> None:
-        _check(path)
+        check_sound(path)
         rate = read_wav(path)[1]
         if rate != wanted:
             raise ValueError(f"{rate} Hz, the first file has {wanted} Hz")
@@ -103,17 +82,12 @@ def _show(path: Path, index: int) -> Example:
     return Example(f"{path.parent.name}/{path.name}")
 
 
-def _length(path: Path) -> tuple[int, int]:
-    with wave.open(str(path), "rb") as file:
-        return file.getnframes(), file.getframerate()
-
-
 def _takes_any_length(model: Model) -> bool:
     dynamic = model.origin.dynamic
     return bool(dynamic) and model.example[0].dim() == 2 and 1 in dynamic[0]
 
 
-def _plain(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor]:
+def _plain(model: Model) -> Prepare:
     shape = model.example[0].shape
     length = shape[-1]
     if len(shape) < 2 or shape[1:].numel() != length:
@@ -131,8 +105,12 @@ def _plain(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor]:
     return prepare
 
 
-def _extractor(model: Model) -> Callable[[list[tuple[Samples, int]]], Tensor] | None:
-    if model.origin.folder is None or "preprocessor_config.json" not in model.origin.files:
+def extractor_of(model: Model) -> Prepare | None:
+    """The model folder's own feature extractor, recordings of one length to B x samples or spectrograms; None without one.
+
+    Raises InputError when it cannot be loaded.
+    """
+    if model.origin.folder is None or not any(name in model.origin.files for name in _EXTRACTORS):
         return None
     try:
         from transformers import AutoFeatureExtractor

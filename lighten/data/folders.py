@@ -35,7 +35,7 @@ def load_folder(folder: Path, *, kind: Kind, model: Model, seed: int) -> Data:
 
     Raises InputError when no file can be used.
     """
-    train_folder, test_folder = _splits(folder)
+    train_folder, test_folder = splits(folder)
     names = _class_folders([path for path in (test_folder, train_folder) if path is not None], kind)
     labels, places = classes(names, model.origin.labels) if names else ((), {})
     bad: list[BadRow] = []
@@ -50,7 +50,7 @@ def load_folder(folder: Path, *, kind: Kind, model: Model, seed: int) -> Data:
     return Data(str(folder), kind.task, metric, test, train, labels, tuple(bad), digest)
 
 
-def _splits(folder: Path) -> tuple[Path | None, Path]:
+def splits(folder: Path) -> tuple[Path | None, Path]:
     """(train or None, test). One of the two folders alone holds all there is; beside other folders they are classes."""
     inside = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     if not inside <= {*_TRAIN, *_TEST}:
@@ -61,14 +61,14 @@ def _splits(folder: Path) -> tuple[Path | None, Path]:
 
 def _class_folders(folders: Sequence[Path], kind: Kind) -> set[str]:
     """Their names; none when the files lie in no folder of their own: then nothing is labelled."""
-    inside = [path.relative_to(folder).parts for folder in folders for path in _files(folder, kind)]
+    inside = [path.relative_to(folder).parts for folder in folders for path in files_of(folder, kind.suffixes)]
     return {parts[0] for parts in inside if len(parts) > 1}
 
 
 def _rows(folder: Path, places: dict[str, int], kind: Kind, *, bad: list[BadRow]) -> Rows:
     """All files below class folders, or, without class folders, the files themselves, unlabelled."""
     found: list[tuple[Path, int]] = []
-    for path in _files(folder, kind):
+    for path in files_of(folder, kind.suffixes):
         inside = path.relative_to(folder).parts
         place = places.get(inside[0]) if len(inside) > 1 else None
         why = "lies in no class folder" if places and place is None else _why_unusable(path, kind)
@@ -88,15 +88,15 @@ def _why_unusable(path: Path, kind: Kind) -> str | None:
     return None
 
 
-def _files(folder: Path, kind: Kind) -> list[Path]:
+def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """In order of their names. Hidden files and folders, such as thumbnails of a file manager, are no data."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in kind.suffixes and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _digest(folder: Path, kind: Kind) -> str:
     digest = hashlib.sha256()
-    for path in _files(folder, kind):
+    for path in files_of(folder, kind.suffixes):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\0".encode())
     return digest.hexdigest()
 

@@ -7,26 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lighten.core.data import Data, Example
+from lighten.core.data import BadRow, Data, Example
 from lighten.core.errors import InputError
 from lighten.core.model import Model
 from lighten.data.labels import squeezed
-from lighten.data.rows import Rows
+from lighten.data.rows import MOST_BAD, Rows
+from lighten.data.speech import HINT
 
 Inputs = tuple[Tensor, ...]
+Numbered = tuple[int, Inputs]
 
 
 def load_iterable(batches: Iterable[Any], *, model: Model, source: str = "Python batches") -> Data:
     """Goes through `batches` once and keeps their examples. A tuple of two iterables is (train, test); one iterable is all
     test, whoever made it having decided what to score on.
 
-    Raises InputError when there is no batch, a shape does not fit the model, or only some batches have targets.
+    An example with NaN or infinity is left out and counted. Raises InputError when there is no batch, half or more of the
+    examples are so, a shape does not fit the model, or only some batches have targets.
     """
-    parts = [_rows(part, model) for part in (batches if _is_pair(batches) else [batches])]
-    train, test = parts if len(parts) == 2 else (None, parts[0])
-    digest = _digest(*parts)
-    task, metric = _task(test, model)
-    return Data(source, task, metric, test, train, model.origin.labels, digest=digest)
+    bad: list[BadRow] = []
+    if _is_pair(batches):
+        train, test = (_rows(part, model, bad=bad, what=what) for part, what in zip(batches, ("training ", ""), strict=True))
+    else:
+        train, test = None, _rows(batches, model, bad=bad)
+    digest = _digest(test) if train is None else _digest(train, test)
+    task, metric = task_and_metric(test.targets, model)
+    return Data(source, task, metric, test, train, model.origin.labels, tuple(bad), digest)
 
 
 def _is_pair(batches: Iterable[Any]) -> bool:
@@ -39,10 +45,12 @@ def _is_pair(batches: Iterable[Any]) -> bool:
     )
 
 
-def _task(test: Rows, model: Model) -> tuple[str, str]:
-    """(task, metric) from what the model is and the targets are."""
-    task, targets = model.origin.task, test.targets
+def task_and_metric(targets: Tensor | None, model: Model) -> tuple[str, str]:
+    """(task, metric) from what the model is and the targets are. Raises InputError where they do not suit each other."""
+    task = model.origin.task
     is_real = targets is not None and targets.is_floating_point()
+    if task == "speech-recognition":
+        raise InputError("Batches from Python do not say how a recognizer's tokens become words.", hint=HINT)
     if task == "language-model":
         return task, "perplexity"
     if task == "sentence-similarity":
@@ -57,22 +65,40 @@ def _task(test: Rows, model: Model) -> tuple[str, str]:
     return task or "classification", "agreement" if targets is None else "accuracy"
 
 
-def _rows(batches: Iterable[Any], model: Model) -> Rows:
+def _rows(batches: Iterable[Any], model: Model, *, bad: list[BadRow], what: str = "") -> Rows:
+    """The examples of all batches that are finite; the others go to `bad`."""
     if not isinstance(batches, Iterable):
         raise InputError(f"The data is a {type(batches).__name__}, which is no iterable of batches.")
-    items: list[Inputs] = []
+    items: list[Numbered] = []
     targets: list[Tensor] = []
+    num_seen = 0
     for number, batch in enumerate(batches):
         inputs, target = _parts(batch, model, number)
-        items.extend(zip(*(value.detach().cpu().unbind(0) for value in inputs), strict=True))
-        targets.extend([] if target is None else target.detach().cpu().unbind(0))
-    if not items:
+        finite_B = _finite_B(inputs if target is None else (*inputs, target))
+        kept = torch.where(finite_B)[0].tolist()
+        items.extend((num_seen + row, tuple(value[row] for value in inputs)) for row in kept)
+        targets.extend([] if target is None else [target[row] for row in kept])
+        bad.extend(BadRow(f"{what}batch {number}, row {row}", "NaN or infinity") for row in torch.where(~finite_B)[0].tolist())
+        num_seen += len(finite_B)
+    _check_count(len(items), num_seen)
+    return Rows(items, _stack, _stacked_targets(targets, len(items)), _show, _shapes)
+
+
+def _check_count(num_kept: int, num_seen: int) -> None:
+    if not num_seen:
         raise InputError("The data has no batch.")
-    if targets and len(targets) != len(items):
-        raise InputError(f"{len(targets)} targets for {len(items)} examples.", hint="Give every batch a target, or none.")
+    if num_seen - num_kept >= MOST_BAD * num_seen:
+        raise InputError(f"{num_seen - num_kept} of {num_seen} examples hold NaN or infinity.")
+
+
+def _stacked_targets(targets: list[Tensor], num_examples: int) -> Tensor | None:
+    if not targets:
+        return None
+    if len(targets) != num_examples:
+        raise InputError(f"{len(targets)} targets for {num_examples} examples.", hint="Give every batch a target, or none.")
     if len({value.shape for value in targets}) > 1:
         raise InputError("The targets differ in shape.")
-    return Rows(items, _stack, squeezed(torch.stack(targets)) if targets else None, _show, _shapes)
+    return squeezed(torch.stack(targets))
 
 
 def _parts(batch: Any, model: Model, number: int) -> tuple[Inputs, Tensor | None]:
@@ -88,9 +114,9 @@ def _parts(batch: Any, model: Model, number: int) -> tuple[Inputs, Tensor | None
     # batches that were NumPy arrays are often float64, which a float32 network does not take
     cast = tuple(
         value.to(example.dtype) if value.is_floating_point() and example.is_floating_point() else value
-        for value, example in zip(inputs, model.example, strict=True)
+        for value, example in zip((value.detach().cpu() for value in inputs), model.example, strict=True)
     )
-    return cast, target
+    return cast, None if target is None else target.detach().cpu()
 
 
 def _positional(batch: Any, num_inputs: int, number: int) -> tuple[Inputs, Any]:
@@ -111,8 +137,6 @@ def _check_target(target: Any, num_examples: int, number: int) -> None:
     if not isinstance(target, Tensor) or target.dim() == 0 or len(target) != num_examples:
         found = f"the shape {tuple(target.shape)}" if isinstance(target, Tensor) else f"type {type(target).__name__}"
         raise InputError(f"The target of batch {number} has {found}.", hint=f"It needs a tensor with {num_examples} rows.")
-    if target.is_floating_point() and not bool(torch.isfinite(target).all()):
-        raise InputError(f"The target of batch {number} holds NaN or infinity.")
 
 
 def _check_shapes(inputs: tuple[Any, ...], model: Model, number: int) -> None:
@@ -123,29 +147,37 @@ def _check_shapes(inputs: tuple[Any, ...], model: Model, number: int) -> None:
         fixed = [dim for dim in range(1, example.dim()) if dim not in dims]
         if value.dim() != example.dim() or any(value.shape[dim] != example.shape[dim] for dim in fixed):
             raise InputError(f"Batch {number} has shape {tuple(value.shape)}, the model takes {tuple(example.shape)}.")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"Batch {number} holds NaN or infinity.")
     if len({value.shape[0] for value in inputs}) > 1:
         raise InputError(f"The inputs of batch {number} have {', '.join(str(len(value)) for value in inputs)} rows.")
 
 
-def _stack(rows: list[Inputs]) -> Inputs:
-    return tuple(torch.stack(values) for values in zip(*rows, strict=True))
+def _finite_B(values: tuple[Tensor, ...]) -> Tensor:
+    """True for the examples without NaN and infinity."""
+    return torch.stack([_finite_rows(value) for value in values]).all(0)
 
 
-def _show(row: Inputs, index: int) -> Example:
-    return Example(f"example {index}")
+def _finite_rows(value: Tensor) -> Tensor:
+    return torch.isfinite(value).flatten(1).all(1) if value.dim() > 1 else torch.isfinite(value)
 
 
-def _shapes(row: Inputs) -> list[torch.Size]:
-    return [value.shape for value in row]
+def _stack(rows: list[Numbered]) -> Inputs:
+    return tuple(torch.stack(values) for values in zip(*(inputs for _, inputs in rows), strict=True))
+
+
+def _show(row: Numbered, index: int) -> Example:
+    """Named by its place among all that were given, also where others were left out."""
+    return Example(f"example {row[0]}")
+
+
+def _shapes(row: Numbered) -> list[torch.Size]:
+    return [value.shape for value in row[1]]
 
 
 def _digest(*splits: Rows) -> str:
     digest = hashlib.sha256()
     for split in splits:
         targets = () if split.targets is None else (split.targets,)
-        for value in (*(value for row in split.rows for value in row), *targets):
+        for value in (*(value for _, inputs in split.rows for value in inputs), *targets):
             digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""A split over rows that are prepared when a batch is asked for: memory holds one batch."""
+"""A split over rows that are prepared when a batch is asked for: memory holds one batch.
+
+Dimension key: N rows, L tokens of the longest transcript.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +12,19 @@ from torch import Tensor
 
 from lighten.core.data import Batch, Example
 
+MOST_BAD = 0.5
+"""Where this share of a source, or more, is not finite, the source is at fault and not some of its rows."""
 Collate = Callable[[list[Any]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """How a speech recognizer's tokens become text. blank: the token that CTC puts between others. spell: token ids, repeats
+    merged and blanks dropped, to words with spaces between them.
+    """
+
+    blank: int
+    spell: Callable[[Sequence[int]], str]
 
 
 def always_alike(row: Any) -> None:
@@ -19,7 +34,8 @@ def always_alike(row: Any) -> None:
 @dataclass(frozen=True)
 class Rows:
     """rows: what each example is made from. collate: rows to inputs. targets: one a row, or None. show: a row for the
-    report. alike: only neighbours for which it gives the same share a batch.
+    report. alike: only neighbours for which it gives the same share a batch. alphabet: only for speech, whose targets are the
+    transcripts' tokens, (N, L) and -1 behind the last.
     """
 
     rows: Sequence[Any]
@@ -27,6 +43,7 @@ class Rows:
     targets: Tensor | None
     show: Callable[[Any, int], Example]
     alike: Callable[[Any], Any] = always_alike
+    alphabet: Alphabet | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

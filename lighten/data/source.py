@@ -11,7 +11,10 @@ from lighten.core.data import Data, Split
 from lighten.core.errors import InputError
 from lighten.core.model import Model
 
-_READ = "a folder of images or .wav files by class, .npz, .csv, .jsonl, .txt, package.module:callable, or batches in Python"
+_READ = (
+    "a folder of images or .wav files by class, recordings with transcripts, .npz, .csv, .jsonl, .txt, "
+    "package.module:callable, or batches in Python"
+)
 
 
 def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: int = 0) -> Data:
@@ -28,6 +31,8 @@ def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: 
 
         return load_iterable(source, model=model)  # type: ignore[arg-type]
     path = Path(source)
+    if model.origin.task == "speech-recognition" and path.exists():
+        return _speech(path, model, seed)
     if not path.exists() and ":" in str(source):
         return _from_callable(str(source), model)
     if not path.exists():
@@ -75,6 +80,14 @@ def _missing(path: Path) -> InputError:
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"Did you mean {path.parent / near[0]}?" if near else f"Data is {_READ}."
     return InputError(f"The data {path} does not exist.", hint=hint)
+
+
+def _speech(path: Path, model: Model, seed: int) -> Data:
+    from lighten.data.speech import HINT, load_speech
+
+    if path.is_dir() or path.suffix.lower() in (".csv", ".jsonl"):
+        return load_speech(path, model=model, seed=seed)
+    raise InputError(f"{path} holds no transcripts, and {model.origin.source} is for speech recognition.", hint=HINT)
 
 
 def _from_folder(folder: Path, model: Model, seed: int) -> Data:

@@ -23,6 +23,7 @@ from lighten.data.rows import Rows, divide
 _FIRST = ("text_a", "text1", "sentence1", "text")
 _SECOND = ("text_b", "text2", "sentence2")
 _SHOWN = 200
+Record = tuple[str, dict[str, Any]]
 _ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm")  # positions start behind the padding's
 _LONGEST = 512
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "spm.model", "sentencepiece")
@@ -34,9 +35,9 @@ def load_table(path: Path, *, model: Model, seed: int) -> Data:
     A sentence encoder given labels is scored by a linear probe. Raises InputError when a column is missing or nothing is
     usable.
     """
-    records, bad = _read(path)
+    records, bad = read_records(path)
     if not records:
-        raise InputError(f"{path} holds no usable row{_first(bad)}.")
+        raise InputError(f"{path} holds no usable row{first_of(bad)}.")
     first, second = _columns({name for _, record in records for name in record}, path)
     _check_task(model, path, is_pairs=second is not None)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -104,8 +105,9 @@ def load_plain_text(path: Path, *, model: Model) -> Data:
     return Data(str(path), "language-model", "perplexity", Rows(rows[num_train:], collate, None, show), train, digest=digest)
 
 
-def _read(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[BadRow]]:
-    records: list[tuple[str, dict[str, Any]]] = []
+def read_records(path: Path) -> tuple[list[Record], list[BadRow]]:
+    """The rows of a .csv or .jsonl, each with its line, and those that are none. Raises InputError for an unreadable file."""
+    records: list[Record] = []
     bad: list[BadRow] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark in front
@@ -118,7 +120,7 @@ def _read(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[BadRow]]:
     return records, bad
 
 
-def _read_rows(reader: "csv.DictReader[str]", records: list[tuple[str, dict[str, Any]]], bad: list[BadRow]) -> None:
+def _read_rows(reader: "csv.DictReader[str]", records: list[Record], bad: list[BadRow]) -> None:
     for row in reader:
         where = f"line {reader.line_num}"
         if None in row:  # where DictReader puts what goes beyond the header
@@ -127,7 +129,7 @@ def _read_rows(reader: "csv.DictReader[str]", records: list[tuple[str, dict[str,
             records.append((where, dict(row)))
 
 
-def _read_lines(file: Iterable[str], records: list[tuple[str, dict[str, Any]]], bad: list[BadRow]) -> None:
+def _read_lines(file: Iterable[str], records: list[Record], bad: list[BadRow]) -> None:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -142,9 +144,7 @@ def _read_lines(file: Iterable[str], records: list[tuple[str, dict[str, Any]]], 
             bad.append(BadRow(f"line {number}", "not a JSON object"))
 
 
-def _labelled(
-    records: list[tuple[str, dict[str, Any]]], column: str, model: Model, *, bad: list[BadRow]
-) -> tuple[Rows, tuple[str, ...]]:
+def _labelled(records: list[Record], column: str, model: Model, *, bad: list[BadRow]) -> tuple[Rows, tuple[str, ...]]:
     kept: list[tuple[tuple[str, ...], str]] = []
     for where, record in records:
         text, label = str(record.get(column) or "").strip(), record.get("label")
@@ -168,7 +168,7 @@ def _why_unusable(text: Any, label: Any) -> str | None:
     return f"the label is a {type(label).__name__}" if isinstance(label, dict | list) else None
 
 
-def _pairs(records: list[tuple[str, dict[str, Any]]], columns: tuple[str, str], model: Model, *, bad: list[BadRow]) -> Rows:
+def _pairs(records: list[Record], columns: tuple[str, str], model: Model, *, bad: list[BadRow]) -> Rows:
     kept: list[tuple[str, ...]] = []
     scores: list[float] = []
     for where, record in records:
@@ -205,6 +205,15 @@ def _two_wide(values_BT: Tensor, padding: int) -> Tensor:
 
 
 def _tokenizer(model: Model) -> Any:
+    """Texts of a batch are padded under the attention mask, so any token will do for those that have none of their own."""
+    tokenizer = tokenizer_of(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def tokenizer_of(model: Model) -> Any:
+    """The tokenizer of the model's folder. Raises InputError when there is none or it cannot be loaded."""
     if model.origin.folder is None:
         raise InputError(
             f"{model.origin.source} has no tokenizer.", hint="Text needs a Hugging Face folder, or batches from Python."
@@ -221,8 +230,6 @@ def _tokenizer(model: Model) -> Any:
     except Exception as error:  # transformers raises whatever its classes make of the files
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"The tokenizer in {model.origin.folder} cannot be loaded: {first}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
@@ -246,9 +253,10 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _usable(rows: Rows, path: Path, bad: list[BadRow]) -> Rows:
     if not len(rows):
-        raise InputError(f"{path} holds no usable row{_first(bad)}.")
+        raise InputError(f"{path} holds no usable row{first_of(bad)}.")
     return rows
 
 
-def _first(bad: list[BadRow]) -> str:
+def first_of(bad: list[BadRow]) -> str:
+    """How many rows are bad and why the first one is, to end an error's sentence."""
     return f"; {len(bad)} are bad, the first: {bad[0].where} ({bad[0].why})" if bad else ""

@@ -1,11 +1,13 @@
 """Runs a network over a split and keeps only what the metric reads.
 
-Dimension key: B examples of a batch, C classes, E embedding, T tokens, V vocabulary, K columns kept.
+Dimension key: B examples of a batch, C classes, E embedding, T tokens or frames, V vocabulary, K columns kept.
 
 The first output is scored. Everything is kept on the CPU; the logits of a language model are reduced to one log-likelihood a
-window as they come, because a split's worth of them (N x T x V) fits nowhere.
+window as they come, those of a speech recognizer to its wrong words, because a split's worth of them (N x T x V) fits
+nowhere.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +19,10 @@ from torch.nn import functional
 from lighten.core.data import Batch, Runner, Split
 from lighten.core.errors import InputError, ParityError, UnfitError
 from lighten.core.recipe import refuse_unknown
+from lighten.evaluate.metrics import word_errors
 from lighten.evaluate.predictions import Array, Pass, Predictions
 
-Reading = Callable[[Tensor, Batch], Tensor]
+Reading = Callable[[Tensor, Batch, Split], Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,13 @@ class _Rows:
         self.index: list[int] = []
 
     def add(self, output: Tensor, batch: Batch, *, split: Split, what: str) -> None:
-        values = self.read(output, batch).numpy()
+        values = self.read(output, batch, split).numpy()
         if len(values) != len(batch.index):
             raise UnfitError(f"{what}: {len(values)} rows came out for {len(batch.index)} examples.")
         _refuse_non_finite(values, batch, split=split, error=ParityError, what=f"{what}: the output")
         self.values.append(values)
         self.index.extend(batch.index)
-        if batch.target is not None:
+        if batch.target is not None and self.task != "speech-recognition":  # there the values hold what was said
             targets = batch.target.detach().cpu()
             kept = targets.double().numpy() if targets.is_floating_point() else targets.long().numpy()
             _refuse_non_finite(kept, batch, split=split, error=InputError, what="The target")
@@ -112,7 +115,7 @@ def _refuse_non_finite(
         raise error(f"{what} is not finite (NaN or infinity) for {example_name(split, index)}.")
 
 
-def _logits_BC(output: Tensor, batch: Batch) -> Tensor:
+def _logits_BC(output: Tensor, batch: Batch, split: Split) -> Tensor:
     if output.ndim > 2:
         raise UnfitError(
             f"Classification needs an output of shape (examples, classes). Got {tuple(output.shape)}.",
@@ -121,11 +124,11 @@ def _logits_BC(output: Tensor, batch: Batch) -> Tensor:
     return output.reshape(len(output), -1)
 
 
-def _outputs_BK(output: Tensor, batch: Batch) -> Tensor:
+def _outputs_BK(output: Tensor, batch: Batch, split: Split) -> Tensor:
     return output.float().reshape(len(output), -1)
 
 
-def _cosine_B(output: Tensor, batch: Batch) -> Tensor:
+def _cosine_B(output: Tensor, batch: Batch, split: Split) -> Tensor:
     """First texts in the first half of the rows, second texts in the second half."""
     if output.ndim != 2 or len(output) % 2:
         raise UnfitError(f"Sentence pairs need an output of shape (2 x pairs, embedding). Got {tuple(output.shape)}.")
@@ -133,7 +136,7 @@ def _cosine_B(output: Tensor, batch: Batch) -> Tensor:
     return functional.cosine_similarity(first_BE, second_BE, dim=1)
 
 
-def _window_losses_B2(output: Tensor, batch: Batch) -> Tensor:
+def _window_losses_B2(output: Tensor, batch: Batch, split: Split) -> Tensor:
     """Negative log-likelihood in nats summed over a window's scored tokens, and how many there are."""
     if output.ndim != 3:
         raise UnfitError(f"A language model's output has shape (windows, tokens, vocabulary). Got {tuple(output.shape)}.")
@@ -143,6 +146,32 @@ def _window_losses_B2(output: Tensor, batch: Batch) -> Tensor:
         losses_T = functional.cross_entropy(logits_TV[:-1], ids_T[1:], reduction="none")
         rows.append([float(losses_T[scored_T].double().sum()), float(scored_T.sum())])
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def _word_errors_B2(output: Tensor, batch: Batch, split: Split) -> Tensor:
+    """Wrong, missing and extra words of a recording, and how many were said. NaN where a frame's scores are not finite."""
+    if output.ndim != 3:
+        raise UnfitError(f"A speech recognizer's output has shape (recordings, frames, tokens). Got {tuple(output.shape)}.")
+    alphabet = getattr(split, "alphabet", None)
+    if alphabet is None or batch.target is None:
+        raise InputError("The data does not say what its recordings say.", hint="Give a .csv with audio and text.")
+    rows = []
+    for logits_TV, ids_L in zip(output, batch.target.cpu(), strict=True):
+        if not bool(torch.isfinite(logits_TV).all()):
+            rows.append((math.nan, math.nan))
+            continue
+        said = alphabet.spell(ids_L[ids_L >= 0].tolist())
+        rows.append(word_errors(alphabet.spell(best_path(logits_TV, alphabet.blank)), said))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def best_path(logits_TV: Tensor, blank: int) -> list[int]:
+    """Greedy CTC decoding: the likeliest token of each frame, repeats merged, then blanks dropped (Graves et al. 2006, ICML,
+    "Connectionist Temporal Classification", section 3.2). It is not always the likeliest text; a beam search is left out so
+    that the score is the network's own.
+    """
+    merged = torch.unique_consecutive(logits_TV.argmax(-1))
+    return [int(token) for token in merged if token != blank]
 
 
 def _scored_BT(batch: Batch) -> Tensor:
@@ -160,6 +189,7 @@ _READINGS: dict[str, Reading] = {
     "sentence-similarity": _cosine_B,
     "language-model": _window_losses_B2,
     "regression": _outputs_BK,
+    "speech-recognition": _word_errors_B2,
 }
 
 

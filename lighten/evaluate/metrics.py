@@ -19,6 +19,7 @@ from lighten.evaluate.predictions import Array
 Score = Callable[[Array, Array, Array], Array]
 Hits = Callable[[Array, Array], Array]
 
+_ONLY = {"language-model": "perplexity", "speech-recognition": "word_error_rate"}
 _BLOCK_CELLS = 2**21  # 16 MiB of float64
 
 
@@ -60,6 +61,17 @@ def metric_named(name: str) -> Metric:
     """The metric. Raises InputError with the nearest known name."""
     refuse_unknown("metric", name, METRICS)
     return METRICS[name]
+
+
+def require_suited(name: str, task: str) -> None:
+    """Raises InputError where the metric does not read what is kept of the task's outputs: totals of a window or recording are
+    no logits, and logits are no totals.
+    """
+    metric_named(name)
+    own = _ONLY.get(task)
+    if name != own and (own is not None or name in _ONLY.values()):
+        hint = f"It is scored by {own}." if own else "It needs totals, as of a language model or a speech recognizer."
+        raise InputError(f"The metric {name!r} does not suit the task {task}.", hint=hint)
 
 
 def score(name: str, values: Array, targets: Array | None = None) -> float:

@@ -13,7 +13,7 @@ from lighten.core.errors import InputError
 from lighten.evaluate import metrics
 from lighten.evaluate.flips import Flips, find_flips
 from lighten.evaluate.intervals import bootstrap_interval, paired_score_interval
-from lighten.evaluate.metrics import Metric, metric_named
+from lighten.evaluate.metrics import Metric, metric_named, require_suited
 from lighten.evaluate.predictions import Array, Predictions
 
 Decision = Literal["holds", "broken", "undecided"]
@@ -80,9 +80,10 @@ def compare(
 ) -> Comparison:
     """Scores both networks and the drop between them. labels: class names in output order, for the flips.
 
-    Raises InputError when the two did not see the same examples, or the metric is undefined on them.
+    Raises InputError when the two did not see the same examples, or the metric is undefined on them or does not suit the task.
     """
     chosen = metric_named(metric)
+    require_suited(metric, original.task)
     _require_same_examples(original, compressed)
     targets = original.targets if chosen.against_original is None else chosen.against_original(original.values)
     scores = [metrics.score(metric, one.values, targets) for one in (original, compressed)]
@@ -106,11 +107,18 @@ def compare(
         drop_interval=interval,
         num_examples=len(original),
         method=method,
-        flips=find_flips(labelled, compressed, labels=labels),
+        flips=find_flips(_one_value(labelled), _one_value(compressed), labels=labels),
         lost=lost,
         gained=gained,
         mean_kl=metrics.score("mean_kl", compressed.values, original.values) if original.are_classes else None,
     )
+
+
+def _one_value(predictions: Predictions) -> Predictions:
+    """A recording's wrong words and spoken words as its own word error rate, so that recordings can be compared."""
+    if predictions.task != "speech-recognition":
+        return predictions
+    return replace(predictions, values=predictions.values[:, 0] / predictions.values[:, 1])
 
 
 def _require_same_examples(original: Predictions, compressed: Predictions) -> None:

@@ -53,9 +53,10 @@ class Predictions:
         classification   (N, C) logits, float32
         sentence pairs   (N,) cosine similarity in [-1, 1], float32
         language model   (N, 2) negative log-likelihood of a window in nats, and the number of tokens it sums over, float64
+        speech           (N, 2) wrong, missing and extra words of a recording, and the number of words spoken, float64
         regression       (N, K) outputs, float32
-    targets: (N,) int64 labels, (N,) or (N, K) float64 values, or None where the data holds none. index: (N,) positions in
-    the split.
+    targets: (N,) int64 labels, (N,) or (N, K) float64 values, or None where the data holds none or the values contain them
+    already (speech). index: (N,) positions in the split.
     """
 
     task: str

@@ -9,7 +9,7 @@ from typing import Any
 from lighten.core.errors import InputError
 from lighten.core.method import Compressed
 from lighten.core.model import Model
-from lighten.engine.files import write_atomic
+from lighten.engine.files import make_folder, write_atomic
 from lighten.engine.structure import to_structure
 
 
@@ -54,7 +54,17 @@ def _copy_preprocessing(model: Model, folder: Path) -> list[str]:
         destination = folder / name
         if source.resolve() == destination.resolve():
             raise InputError(f"{folder} is the model's own folder.", hint="Choose another --out.")
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(destination, source.read_bytes())
+        make_folder(destination.parent)
+        write_atomic(destination, _content(source))
         names.append(name)
     return names
+
+
+def _content(source: Path) -> bytes:
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"Cannot read {source}: {reason}.", hint="The model's own folder is needed until it is saved."
+        ) from error

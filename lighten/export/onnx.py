@@ -6,6 +6,7 @@ A compressed graph reaches ONNX in three steps: rewrites on the torch graph that
 
 import copy
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -59,11 +60,21 @@ class OnnxExporter:
         return NARROW_BITS if saturates() else FULL_BITS
 
     def operators(self, path: Path) -> dict[str, int]:
-        """What ONNX Runtime really executes, counted after its own graph optimization: {"Conv:int8": 49, "Add:fp32": 1}."""
-        with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            OnnxSession(path, 1, optimized=optimized)
-            return _count(_load(optimized))
+        """What ONNX Runtime really executes, counted after its own graph optimization: {"Conv:int8": 49, "Add:fp32": 1}.
+
+        The optimized file is written to the folder for temporary files. Raises InputError naming that folder when it cannot be,
+        or the file when ONNX Runtime refuses it.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                optimized = Path(folder) / "optimized.onnx"
+                OnnxSession(path, 1, optimized=optimized)
+                return _count(_load(optimized))
+        except OSError as error:
+            raise _no_room(error.strerror or str(error)) from error
+        except InputError as error:
+            OnnxSession(path, 1)  # refuses once more where the file is at fault; else it was the writing
+            raise _no_room("it is full, or its limit on files is reached") from error
 
 
 class OnnxSession:
@@ -130,6 +141,11 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
     if exported is None:
         raise UnfitError("The network cannot be written as ONNX: the exporter gave nothing.")
     return exported.model_proto
+
+
+def _no_room(why: str) -> InputError:
+    folder = tempfile.tempdir or os.environ.get("TMPDIR") or "the folder for temporary files"
+    return InputError(f"Cannot write to {folder}: {why}.", hint="Free some space, or set TMPDIR to another folder.")
 
 
 def _runtime() -> Any:

@@ -1,7 +1,8 @@
-"""Hugging Face checkpoint folders, offline: classifiers of images, audio and text, sentence encoders, causal language models.
+"""Hugging Face checkpoint folders, offline: classifiers of images, audio and text, speech recognizers trained by CTC, sentence
+encoders, causal language models.
 
 Each becomes a module with tensors in, one tensor out, which is what tracing, scoring and exporting need.
-Dimension key: B batch, T tokens, E embedding.
+Dimension key: B batch, T tokens or frames, E embedding.
 """
 
 import json
@@ -25,12 +26,15 @@ _FILES = (
 _AUTO = {
     "image-classification": "AutoModelForImageClassification",
     "audio-classification": "AutoModelForAudioClassification",
+    "speech-recognition": "AutoModelForCTC",
     "text-classification": "AutoModelForSequenceClassification",
     "language-model": "AutoModelForCausalLM",
     "sentence-similarity": "AutoModel",
 }
 _WITHOUT_HEAD = ("Model", "ForMaskedLM", "ForPreTraining")  # an encoder whose token vectors can be pooled
-_HEADS = "Image-, Audio- and SequenceClassification, CausalLM, and text encoders without a head"
+_HEADS = "Image-, Audio- and SequenceClassification, CTC on waveforms, CausalLM, and text encoders without a head"
+# only training uses it, to hide spans of the input; many published checkpoints lack it
+_ONLY_TRAINED_WITH = "masked_spec_embed"
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
 
 
@@ -68,6 +72,8 @@ def task_of(config: dict[str, Any]) -> str:
         return "image-classification"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "language-model"
+    if architecture.endswith("ForCTC"):
+        return "speech-recognition"
     is_audio = "num_feat_extract_layers" in config or "num_mel_bins" in config
     if architecture.endswith("ForAudioClassification") or (architecture.endswith("ForSequenceClassification") and is_audio):
         return "audio-classification"
@@ -118,7 +124,7 @@ class Signal(nn.Module):
         self.network, self.argument = network, argument
 
     def forward(self, value: Tensor) -> Tensor:
-        """B x classes."""
+        """B x classes, or B x T x vocabulary for speech."""
         logits: Tensor = self.network(**{self.argument: value}).logits
         return logits
 
@@ -177,14 +183,23 @@ def _load(folder: Path, task: str, config: dict[str, Any]) -> Any:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{folder} cannot be loaded: {first.strip()[:250]}") from error
     _refuse_unfit(folder, report, task)
+    _blank_unused(network, report)
     if hasattr(network.config, "use_cache"):
         network.config.use_cache = False
     return network
 
 
+def _blank_unused(network: Any, report: dict[str, Any]) -> None:
+    """What is missing and unused was filled with random numbers; zeros give the same network, and its hash, each time."""
+    state = network.state_dict()
+    for name in report["missing_keys"]:
+        state[name].zero_()
+
+
 def _refuse_unfit(folder: Path, report: dict[str, Any], task: str) -> None:
-    # transformers fills what is missing with random numbers; a sentence encoder's pooler is not used
-    missing = sorted(key for key in report["missing_keys"] if task != "sentence-similarity" or "pooler" not in key)
+    # transformers fills what is missing with random numbers; these are not used
+    unused = (_ONLY_TRAINED_WITH, "pooler") if task == "sentence-similarity" else (_ONLY_TRAINED_WITH,)
+    missing = sorted(key for key in report["missing_keys"] if not any(name in key for name in unused))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{folder} lacks the weights {', '.join(missing[:3])}{more}.", hint="The checkpoint is incomplete.")
@@ -205,7 +220,10 @@ def _wrap(
     if task == "image-classification":
         return Signal(network, "pixel_values"), (torch.zeros(2, *_image_shape(config, folder)),), ("pixel_values",)
     name = network.main_input_name
-    if name == "input_values" and "num_mel_bins" not in config:
+    is_waveform = name == "input_values" and "num_mel_bins" not in config
+    if task == "speech-recognition" and not is_waveform:
+        raise InputError(f"{folder}: {type(network).__name__} is not read yet.", hint=f"Read are {_HEADS}.")
+    if is_waveform:
         return Signal(network, name), (torch.zeros(2, 16_000),), (name,)
     length = config.get("max_length", 1024) if name == "input_values" else 2 * config.get("max_source_positions", 1500)
     bins = config.get("num_mel_bins", 80)

@@ -1,5 +1,7 @@
 """NumPy archives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,9 +112,41 @@ def test_arrays_that_do_not_fit_are_refused(arrays, message, tmp_path) -> None:
         load(tmp_path, **arrays)
 
 
-def test_a_network_of_two_inputs_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match="holds one input, the model takes 2"):
-        load(tmp_path, encoder(), x=X)
+def two_inputs(task=None):
+    model = encoder()
+    return replace(model, input_names=("ids", "mask"), origin=replace(model.origin, task=task))
+
+
+def test_a_network_of_two_inputs_needs_both_under_their_names(tmp_path) -> None:
+    with pytest.raises(InputError, match="holds x. It needs ids, mask and y, or ids_test, mask_test and y_test"):
+        load(tmp_path, two_inputs(), x=X)
+
+
+@pytest.mark.parametrize("part", ["", "_test"])
+def test_arrays_named_as_the_networks_inputs_are_given_in_its_order(part, tmp_path) -> None:
+    mask, ids = np.ones((12, 7), np.int32), np.arange(84).reshape(12, 7) % 30
+    data = load(tmp_path, two_inputs("text-classification"), **{f"mask{part}": mask, f"y{part}": Y[:12], f"ids{part}": ids})
+    assert (data.task, data.metric, len(data.train), len(data.test)) == ("text-classification", "accuracy", 4, 8)
+    for split in (data.train, data.test):
+        batch = next(split.batches(12))
+        rows = [int(split.describe(index).title.removeprefix("row ")) for index in range(len(split))]
+        assert torch.equal(batch.inputs[0], torch.from_numpy(ids[rows]))
+        assert torch.equal(batch.inputs[1], torch.ones(len(rows), 7, dtype=torch.int64))
+        assert batch.target.tolist() == Y[rows].tolist()
+
+
+def test_token_arrays_of_a_language_model_are_their_own_targets(tmp_path) -> None:
+    ids = np.ones((4, 7), np.int64)
+    assert load(tmp_path, two_inputs("language-model"), ids=ids, mask=ids).metric == "perplexity"
+
+
+def test_inputs_of_other_lengths_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="ids has 4 rows, mask has 3"):
+        load(tmp_path, two_inputs(), ids=np.ones((4, 7), int), mask=np.ones((3, 7), int))
+
+
+def test_one_input_may_go_by_its_own_name(tmp_path) -> None:
+    assert len(load(tmp_path, input=X[:5], y=Y[:5]).test) == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 half an archive"])

@@ -1,5 +1,6 @@
 """Folders of recordings by class."""
 
+import struct
 import wave
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch import nn
 
 import lighten
 from lighten.core.errors import InputError
-from lighten.data.audio import read_wav, resample
+from lighten.data.audio import resample
+from lighten.data.wav import read_wav, wav_length
 
 
 def record(path: Path, samples: np.ndarray, *, rate: int = 16_000, width: int = 2) -> Path:
@@ -42,6 +44,38 @@ def test_every_width_reads_as_the_same_sound(width, tmp_path) -> None:
     assert samples.dtype == np.float32
     # a step of the codes, and the rounding of float32 below that of 32 bits
     np.testing.assert_allclose(samples, tone(), atol=1.6 / 2 ** (8 * width - 1) + 1e-7)
+
+
+def container(path: Path, samples: np.ndarray, *, extensible: bool = False) -> Path:
+    """samples: N x channels, written as they are at 16 kHz, behind a chunk of odd length as editors write them."""
+    kind, width, channels = (3 if samples.dtype.kind == "f" else 1), samples.dtype.itemsize, samples.shape[1]
+    frame = width * channels
+    layout = struct.pack("<HHIIHH", 0xFFFE if extensible else kind, channels, 16_000, 16_000 * frame, frame, 8 * width)
+    if extensible:
+        guid = bytes.fromhex("0000 0000 1000 8000 00aa 0038 9b71")
+        layout += struct.pack("<HHIH", 22, 8 * width, 0, kind) + guid
+    chunks = [(b"fmt ", layout), (b"LIST", b"odd\0"[:3]), (b"data", samples.tobytes())]
+    body = b"".join(name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in chunks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body)
+    return path
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i2"])
+def test_real_numbers_and_the_extensible_header_read_as_the_same_sound(dtype, extensible, tmp_path) -> None:
+    scale = 2**15 - 1 if dtype == "<i2" else 1
+    stereo = np.stack([tone(), 0.5 * tone()], axis=1)
+    path = container(tmp_path / "a.wav", (stereo * scale).astype(dtype), extensible=extensible)
+    samples, rate = read_wav(path)
+    assert wav_length(path) == (1600, rate) == (1600, 16_000)
+    # a step of 16 bits is 1 / 2^15; real numbers are rounded to float32
+    np.testing.assert_allclose(samples, 0.75 * tone(), atol=2 / 2**15 if dtype == "<i2" else 1e-7)
+
+
+def test_real_samples_beyond_one_stay_as_they_are(tmp_path) -> None:
+    samples, _ = read_wav(container(tmp_path / "a.wav", np.full((9, 1), -1.5, "<f4")))
+    assert samples.tolist() == [-1.5] * 9
 
 
 def test_both_channels_are_averaged(tmp_path) -> None:
@@ -138,13 +172,15 @@ def test_recordings_that_cannot_be_used_are_named(tmp_path) -> None:
     record(tmp_path / "beep" / "short.wav", tone(300))
     (tmp_path / "beep" / "empty.wav").write_bytes(b"")
     (tmp_path / "beep" / "text.wav").write_text("no sound at all, only text")
-    float_format = bytearray((tmp_path / "beep" / "good.wav").read_bytes())
-    float_format[20] = 3  # WAVE_FORMAT_IEEE_FLOAT
-    (tmp_path / "beep" / "float.wav").write_bytes(float_format)
+    compressed = bytearray((tmp_path / "beep" / "good.wav").read_bytes())
+    compressed[20] = 0x11  # WAVE_FORMAT_IMA_ADPCM
+    (tmp_path / "beep" / "compressed.wav").write_bytes(compressed)
+    container(tmp_path / "beep" / "nan.wav", np.array([[0.1], [np.nan]] * 800, "<f4"))
     data = lighten.load_data(tmp_path, model=waveforms(1000))
     bad = {Path(row.where).stem: row.why for row in data.bad_rows}
     assert bad["short"] == "too short: 300 samples at 16000 Hz"
-    assert bad["float"] == "not a PCM wav file: unknown format: 3"
-    assert bad["empty"] == "not a PCM wav file: it ends too early"
-    assert bad["text"].startswith("not a PCM wav file: file does not start with RIFF id")
+    assert bad["compressed"] == "the wav format 17 is compressed or unknown"
+    assert bad["nan"] == "it holds NaN or infinity"
+    assert bad["empty"] == "not a wav file: it is empty"
+    assert bad["text"] == "not a wav file: it does not begin with RIFF and WAVE"
     assert len(data.test) == 1

@@ -108,18 +108,44 @@ def test_other_lengths_do_not_share_a_batch() -> None:
         ([(X[:, :3], Y)], r"Batch 0 has shape \(12, 3\), the model takes \(2, 4\)"),
         ([(X, Y), (X.numpy(), Y)], "Batch 1 has 1 inputs, the model takes 1 tensors"),
         ([{"image": X, "target": Y}], "Batch 0 has no input. Needed: input"),
-        ([(X, Y), (X / 0, Y)], "Batch 1 holds NaN or infinity"),
+        ([(X, Y), (X / 0, Y)], "12 of 24 examples hold NaN or infinity"),
         ([(X, Y), X], "12 targets for 24 examples. Give every batch a target, or none"),
         ([(X, Y[:5])], r"The target of batch 0 has the shape \(5,\)"),
         ([(X, torch.tensor(1))], r"The target of batch 0 has the shape \(\)"),
         ([(X, [0] * 12)], "The target of batch 0 has type list"),
-        ([(X, X / 0)], "The target of batch 0 holds NaN or infinity"),
+        ([(X, X / 0)], "12 of 12 examples hold NaN or infinity"),
         ([(X, Y), (X, torch.zeros(12, 2))], "The targets differ in shape"),
     ],
 )
 def test_batches_that_cannot_be_used_are_refused(batches, message, model) -> None:
     with pytest.raises(InputError, match=message):
         lighten.load_data(batches, model=model)
+
+
+def test_examples_with_nan_or_infinity_are_left_out_and_counted(model) -> None:
+    x, real = X.clone(), torch.arange(12.0)
+    x[2, 1], x[9, 3], real[4] = float("nan"), float("inf"), float("-inf")
+    data = lighten.load_data([(x[:7], real[:7]), (x[7:], real[7:])], model=model)
+    assert [(row.where, row.why) for row in data.bad_rows] == [
+        (f"batch {batch}, row {row}", "NaN or infinity") for batch, row in ((0, 2), (0, 4), (1, 2))
+    ]
+    kept = [0, 1, 3, 5, 6, 7, 8, 10, 11]
+    assert torch.equal(everything(data), X[kept])
+    assert next(data.test.batches(12)).target.tolist() == kept
+    assert data.test.describe(2).title == "example 3"  # its place among all that were given
+
+
+def test_an_example_left_out_of_the_training_batches_is_named_as_such(model) -> None:
+    x = X.clone()
+    x[1] = float("nan")
+    data = lighten.load_data(([(x, Y)], [(X, Y)]), model=model)
+    assert ([row.where for row in data.bad_rows], len(data.train), len(data.test)) == (["training batch 0, row 1"], 11, 12)
+
+
+def test_a_number_too_large_for_the_networks_type_is_infinity(model) -> None:
+    x = X.double()
+    x[5, 0] = 1e300
+    assert [row.where for row in lighten.load_data([(x, Y)], model=model).bad_rows] == ["batch 0, row 5"]
 
 
 def test_inputs_of_one_batch_have_as_many_rows_each() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import lighten
 from lighten.core.errors import InputError
-from lighten.data.audio import read_wav
+from lighten.data.wav import read_wav
 
 X = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
 Y = np.arange(20) % 3

@@ -10,7 +10,8 @@ from torch import nn
 
 from lighten.core.data import Batch, Example
 from lighten.core.errors import InputError, ParityError, UnfitError
-from lighten.evaluate.collect import collect, collect_pair
+from lighten.data.rows import Alphabet
+from lighten.evaluate.collect import best_path, collect, collect_pair
 from lighten.evaluate.parity import parity
 from lighten.evaluate.predictions import Pass
 from lighten.evaluate.probe import collect_probe, probe_logits
@@ -34,6 +35,12 @@ class Rows:
 
     def describe(self, index):
         return Example(title=f"row{index}.png")
+
+
+class Recordings(Rows):
+    """Token 0 is CTC's blank, 1 a space, then the letters a, b, c."""
+
+    alphabet = Alphabet(0, lambda ids: "".join("? abc"[token] for token in ids))
 
 
 class Pairs(Rows):
@@ -80,6 +87,55 @@ def test_language_models_keep_the_loss_of_real_tokens_only():
     np.testing.assert_allclose(seen.values[:, 0], np.array([4, 2, 2]) * math.log(7), rtol=1e-6)
 
 
+def heard(*tokens):
+    """Logits of a network that is sure of one token a frame."""
+    return 9.0 * torch.nn.functional.one_hot(torch.tensor(tokens), 5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([2, 2, 2], [2]),
+        ([2, 0, 2], [2, 2]),
+        ([0, 0, 0], []),
+        ([0, 2, 2, 0, 0, 3, 1, 1, 0, 3, 3], [2, 3, 1, 3]),
+        ([4], [4]),
+    ],
+)
+def test_the_best_path_merges_repeats_before_it_drops_blanks(frames, expected):
+    assert best_path(heard(*frames), blank=0) == expected
+
+
+def test_another_blank_is_dropped_instead():
+    assert best_path(heard(0, 4, 0, 0, 1), blank=4) == [0, 0, 1]
+
+
+def test_a_recognizer_keeps_wrong_words_and_spoken_words_of_each_recording():
+    """Said: "a b", "ab", "c a b". Heard: the same, "a b" (one word wrong, one too many), and "a" (two words missing)."""
+    said = torch.tensor([[2, 1, 3, -1, -1], [2, 3, -1, -1, -1], [4, 1, 2, 1, 3]])
+    logits = torch.stack([heard(2, 1, 3, 3), heard(2, 2, 1, 3), heard(0, 2, 0, 0)])
+    seen = collect(lambda x: x, Recordings(logits, target=said), how=Pass("speech-recognition", batch_size=2), what="scoring")
+    assert seen.values.tolist() == [[0, 2], [2, 1], [2, 3]]
+    assert seen.targets is None
+    assert not seen.are_classes
+
+
+def test_a_frame_that_is_not_finite_names_its_recording():
+    logits = torch.stack([heard(2, 1), heard(2, 1)])
+    logits[1, 0, 3] = math.nan
+    split = Recordings(logits, target=torch.tensor([[2], [2]]))
+    with pytest.raises(ParityError, match=r"not finite .* example 1 \(row1.png\)"):
+        collect(lambda x: x, split, how=Pass("speech-recognition"), what="scoring")
+
+
+@pytest.mark.parametrize(
+    "split", [Rows(torch.zeros(2, 3, 5), target=torch.ones(2, 1).long()), Recordings(torch.zeros(2, 3, 5))]
+)
+def test_recordings_without_an_alphabet_or_without_transcripts_are_refused(split):
+    with pytest.raises(InputError, match="does not say what its recordings say"):
+        collect(lambda x: x, split, how=Pass("speech-recognition"), what="scoring")
+
+
 def test_a_pair_gives_the_mean_kl_per_real_token():
     """The compressed network is uniform over 4, the original is sure of one in two: KL = log 4 - log 2."""
     half = torch.tensor([0.0, 0.0, -1e4, -1e4])
@@ -122,7 +178,13 @@ def test_a_target_that_is_not_finite_is_the_callers_error():
 
 @pytest.mark.parametrize(
     ("task", "shape"),
-    [("classification", (2, 3, 4)), ("sentence-similarity", (3, 4)), ("language-model", (2, 4)), ("classification", (5, 3))],
+    [
+        ("classification", (2, 3, 4)),
+        ("sentence-similarity", (3, 4)),
+        ("language-model", (2, 4)),
+        ("classification", (5, 3)),
+        ("speech-recognition", (2, 4)),
+    ],
 )
 def test_an_output_of_the_wrong_shape_is_refused(task, shape):
     with pytest.raises(UnfitError):

@@ -160,3 +160,48 @@ def test_a_relative_drop_from_zero_is_refused():
     ones = Predictions("regression", np.ones((3, 1)), np.zeros(3), np.arange(3))
     with pytest.raises(InputError, match="relative drop"):
         compare(zeros, ones, metric="mse")
+
+
+def recordings(*rows):
+    return Predictions("speech-recognition", np.array(rows, dtype=np.float64), None, np.arange(len(rows)))
+
+
+def test_a_word_error_rate_drops_by_its_rise():
+    """2 of 20 words are wrong before and 5 after: 10 % and 25 %, 15 points worse; without a difference nothing is lost."""
+    original = recordings((0, 5), (1, 5), (1, 5), (0, 5))
+    compressed = recordings((1, 5), (1, 5), (3, 5), (0, 5))
+    comparison = compare(original, compressed, metric="word_error_rate")
+    assert (comparison.original_score, comparison.compressed_score) == (0.1, 0.25)
+    assert comparison.drop == pytest.approx(0.15)
+    low, high = comparison.drop_interval
+    assert low <= 0 < comparison.drop < high <= 0.4
+    assert compare(compressed, original, metric="word_error_rate").drop == pytest.approx(-0.15)
+    assert compare(original, original, metric="word_error_rate").drop_interval == (0, 0)
+
+
+def test_longer_recordings_weigh_more_in_a_word_error_rate():
+    """One word of 1 and none of 99: 1 %, not the mean of 100 % and 0 %."""
+    comparison = compare(recordings((0, 1), (0, 99)), recordings((1, 1), (0, 99)), metric="word_error_rate")
+    assert comparison.compressed_score == pytest.approx(0.01)
+
+
+def test_the_recordings_that_lost_most_words_come_first():
+    flips = compare(recordings((0, 4), (1, 5), (0, 2)), recordings((1, 4), (1, 5), (1, 2)), metric="word_error_rate").flips
+    assert [(change.index, change.original, change.compressed) for change in flips.examples] == [(2, 0, 0.5), (0, 0, 0.25)]
+    assert flips.num_changed is None
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "hint"),
+    [
+        ("speech-recognition", "accuracy", "It is scored by word_error_rate"),
+        ("speech-recognition", "perplexity", "It is scored by word_error_rate"),
+        ("language-model", "agreement", "It is scored by perplexity"),
+        ("classification", "word_error_rate", "It needs totals"),
+        ("regression", "perplexity", "It needs totals"),
+    ],
+)
+def test_a_metric_that_reads_something_else_than_the_task_keeps_is_refused(task, metric, hint):
+    seen = Predictions(task, np.array([[1.0, 2.0], [0.0, 3.0]]), np.array([0, 1]), np.arange(2))
+    with pytest.raises(InputError, match=f"{metric!r} does not suit the task {task}. {hint}"):
+        compare(seen, seen, metric=metric)

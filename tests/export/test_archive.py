@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,3 +54,25 @@ def test_a_truncated_file_is_refused(name: str, tmp_path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match="cannot be read"):
         load_saved(tmp_path)
+
+
+def with_tokenizer(folder):
+    """A compressed network whose tokenizer file lies in `folder`."""
+    made = compressed(residual, images())
+    origin = replace(made.model.origin, folder=folder, files=("sub/tokenizer.json",))
+    return replace(made, model=replace(made.model, origin=origin))
+
+
+def test_a_preprocessing_file_that_has_gone_is_named(tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"Cannot read .*gone/sub/tokenizer.json: No such file"):
+        write_archive(with_tokenizer(tmp_path / "gone"), tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path) -> None:
+    (tmp_path / "own" / "sub").mkdir(parents=True)
+    (tmp_path / "own" / "sub" / "tokenizer.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("in the way")
+    with pytest.raises(InputError, match=r"Cannot write .*out/sub: a file of that name is in the way"):
+        write_archive(with_tokenizer(tmp_path / "own"), tmp_path / "out")

@@ -1,5 +1,7 @@
 """Files written are files run: every check here loads the file in ONNX Runtime."""
 
+import tempfile
+
 import pytest
 import torch
 from networks import encoder, frames, images, recurrent, residual, sentences
@@ -85,3 +87,33 @@ def test_a_corrupt_file_is_refused(tmp_path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(InputError, match="ONNX Runtime cannot load"):
         OnnxExporter().open(path, Target())
+
+
+@pytest.fixture
+def float_file(tmp_path):
+    return OnnxExporter().write_float(residual(), tmp_path / "float.onnx").path
+
+
+def test_a_missing_folder_for_temporary_files_is_named(float_file, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InputError, match=r"Cannot write to .*gone: No such file.* set TMPDIR to another"):
+        OnnxExporter().operators(float_file)
+
+
+def test_a_full_folder_for_temporary_files_is_named_and_not_the_file(float_file, tmp_path, monkeypatch) -> None:
+    """A limit on the size of files stands for a full disk: the runtime's writes fail in the same way."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(InputError, match=f"Cannot write to {tmp_path}: it is full"):
+            OnnxExporter().operators(float_file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_corrupt_file_is_named_also_when_its_operators_are_counted(tmp_path) -> None:
+    (tmp_path / "corrupt.onnx").write_bytes(b"not a model")
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot load .*corrupt\.onnx"):
+        OnnxExporter().operators(tmp_path / "corrupt.onnx")

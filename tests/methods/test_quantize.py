@@ -64,7 +64,7 @@ def test_no_quantize_node_stands_between_convolution_and_relu6() -> None:
 
 def test_bias_correction_restores_the_channel_means() -> None:
     model, data = residual(), images()
-    x = data.test.inputs[0][:32]
+    x = data.test.inputs[0][:16]  # the examples that correction takes
 
     def shift(correct: bool) -> float:
         prepared = prepare(model, data, bias_correction=correct, weight_ranges="minmax")

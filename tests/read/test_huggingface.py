@@ -5,6 +5,7 @@ import json
 import checkpoints
 import pytest
 import torch
+import transformers
 from networks import Tensors
 from safetensors.torch import load_file, save_file
 
@@ -37,6 +38,9 @@ FACTS = {
     checkpoints.vit: ("image-classification", CLASSES, ("pixel_values",), ({0: "batch"},)),
     checkpoints.spectrogram_transformer: ("audio-classification", CLASSES, ("input_values",), ({0: "batch"},)),
     checkpoints.wav2vec2: ("audio-classification", CLASSES, ("input_values",), ({0: "batch", 1: "samples"},)),
+    checkpoints.wav2vec2_ctc: ("speech-recognition", (), ("input_values",), ({0: "batch", 1: "samples"},)),
+    checkpoints.hubert_ctc: ("speech-recognition", (), ("input_values",), ({0: "batch", 1: "samples"},)),
+    checkpoints.wavlm_ctc: ("speech-recognition", (), ("input_values",), ({0: "batch", 1: "samples"},)),
     checkpoints.bert_classifier: ("text-classification", CLASSES, TOKENS, TOKEN_DIMS),
     checkpoints.sentence_encoder: ("sentence-similarity", (), TOKENS, TOKEN_DIMS),
     checkpoints.llama: ("language-model", (), TOKENS, TOKEN_DIMS),
@@ -51,6 +55,9 @@ WHOLE_WAY = [
             checkpoints.vit,
             checkpoints.spectrogram_transformer,
             checkpoints.wav2vec2,
+            checkpoints.wav2vec2_ctc,
+            checkpoints.hubert_ctc,
+            checkpoints.wavlm_ctc,
             checkpoints.bert_classifier,
             cls_encoder,
             max_encoder,
@@ -211,6 +218,38 @@ def test_an_encoder_without_its_pooler_is_complete(tmp_path) -> None:
     weights = {name: value for name, value in load_file(path).items() if "pooler" not in name}
     save_file(weights, path, metadata={"format": "pt"})
     assert lighten.load(tmp_path).origin.task == "sentence-similarity"
+
+
+def test_what_only_training_uses_may_be_missing_and_is_always_the_same(tmp_path) -> None:
+    """facebook/wav2vec2-base-960h, among others, lacks the vector that hides spans of the input in training."""
+    path = checkpoints.wav2vec2_ctc(tmp_path) / "model.safetensors"
+    weights = {name: value for name, value in load_file(path).items() if not name.endswith("masked_spec_embed")}
+    save_file(weights, path, metadata={"format": "pt"})
+    first, again = (lighten.load(tmp_path).module.state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not first["network.wav2vec2.masked_spec_embed"].any()
+
+
+@torch.no_grad()
+def test_weights_under_the_names_of_older_checkpoints_are_found(tmp_path) -> None:
+    """Weight normalization kept its factors as weight_g and weight_v before PyTorch 2.0."""
+    expected = lighten.load(checkpoints.wav2vec2_ctc(tmp_path)).module(torch.ones(1, 4_000))
+    path, names = tmp_path / "model.safetensors", {"parametrizations.weight.original0": "weight_g"}
+    names["parametrizations.weight.original1"] = "weight_v"
+    weights = load_file(path)
+    for new, old in names.items():
+        (name,) = [name for name in weights if name.endswith(new)]
+        weights[name.replace(new, old)] = weights.pop(name)
+    save_file(weights, path, metadata={"format": "pt"})
+    torch.testing.assert_close(lighten.load(tmp_path).module(torch.ones(1, 4_000)), expected)
+
+
+def test_a_recognizer_of_spectrograms_is_refused(tmp_path) -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.Wav2Vec2BertConfig(**small, vocab_size=8, pad_token_id=0)
+    transformers.Wav2Vec2BertForCTC(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="Wav2Vec2BertForCTC is not read yet. Read are .*CTC on waveforms"):
+        lighten.load(tmp_path)
 
 
 def test_nan_weights_are_named(tmp_path) -> None:

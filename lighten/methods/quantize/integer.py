@@ -34,14 +34,16 @@ from lighten.methods.quantize.observe import (
     observe,
     to_tensors,
 )
+from lighten.methods.quantize.screen import MOST_ERROR, layer_errors
 from lighten.methods.quantize.smooth import smooth
 from lighten.methods.quantize.store import store
 from lighten.ops.grids import affine, quantize_rows, symmetric_scale
 from lighten.ops.ranges import RANGES, Seen, percentile
 
 _BATCH = 16
-_REPAIR_EXAMPLES = 32
-_SMOOTHING = 0.75
+_BATCH_VALUES = 400_000  # more input values a batch than this, and activations leave the cache: a third slower
+_REPAIR_EXAMPLES = 8
+_SMOOTHING = 0.5
 _RESIDUAL = ("add", "mul")
 _WEIGHT_RANGES = ("minmax", "mse")
 _ACTIVATIONS = (8, "dynamic", "float")
@@ -56,9 +58,10 @@ class Quantize:
     network.
     ranges: of activations; "minmax", "moving_average", "percentile", "mse" or "entropy". percentile: kept share in percent, in
     (50, 100], for ranges="percentile". weight_ranges: "minmax" or "mse". bias_correction: shift biases so that channel means
-    stay.
-    smoothing: how much of the linear layers' input outliers moves into their weights, in [0, 1]; 0 for none, None: 0.75 for
-    transformers (the best of 0.3 to 1 on a sentence encoder), none elsewhere. samples: calibration examples, at least 1.
+    stay; None: except in transformers, whose channel means depend on which tokens calibration happened to see.
+    smoothing: how much of the linear layers' input outliers moves into their weights, in [0, 1]; 0 for none, None: 0.5 for
+    transformers (the paper's; higher values fit the calibration texts closer and other texts worse), none elsewhere.
+    samples: calibration examples, at least 1.
     """
 
     bits: int = 8
@@ -67,7 +70,7 @@ class Quantize:
     ranges: str = "minmax"
     percentile: float = 99.99
     weight_ranges: str = "mse"
-    bias_correction: bool = True
+    bias_correction: bool | None = None
     smoothing: float | None = None
     samples: int = 128
 
@@ -84,7 +87,7 @@ class Quantize:
         _one_of("activations", self.activations, (None, *_ACTIVATIONS))
         _one_of("ranges", self.ranges, tuple(RANGES))
         _one_of("weight_ranges", self.weight_ranges, _WEIGHT_RANGES)
-        _one_of("bias_correction", self.bias_correction, (True, False))
+        _one_of("bias_correction", self.bias_correction, (None, True, False))
         if not isinstance(self.percentile, int | float) or not 50 < self.percentile <= 100:
             raise InputError(f"percentile must be in (50, 100]. Got {self.percentile!r}.")
         if self.smoothing is not None and not (isinstance(self.smoothing, int | float) and 0 <= self.smoothing <= 1):
@@ -102,10 +105,12 @@ class Quantize:
         graph = Graph(_in_fastest_layout(graph), graph.sites)
         everything = Plan({site.name: _static(site) for site in graph.sites if sites.takes(site, _static(site))})
         num_samples = min(self.samples, len(data.calibration))
-        batches = list(data.calibration.batches(_BATCH, num_samples))
-        few = _of_one_shape(batches[: _REPAIR_EXAMPLES // _BATCH])
+        size = _batch_size(model)
+        batches = list(data.calibration.batches(size, num_samples))
+        few = _of_one_shape(batches[: max(_REPAIR_EXAMPLES // size, 1)])
         alpha = self.smoothing if self.smoothing is not None else _SMOOTHING if _is_transformer(graph) else 0.0
-        graph = smooth(graph, few, alpha=alpha) if alpha else graph
+        graph = smooth(graph, few[:1], alpha=alpha) if alpha else graph
+        ruined = self._ruined(graph, few[:1], run) if _is_transformer(graph) else frozenset()
 
         def see() -> dict[str, Tensor]:
             tracked = run.progress.track(batches, what="calibrating", total=len(batches))
@@ -116,7 +121,14 @@ class Quantize:
 
         seen, means = from_tensors(run.memory.remember_tensors(f"seen-{num_samples}", see))
         run.ledger.note("calibrate", examples=num_samples, tensors=len(seen))
-        return Calibrated(self, model, graph, seen, means, few)
+        return Calibrated(self, model, graph, seen, means, few, ruined)
+
+    def _ruined(self, graph: Graph, batches: tuple[Batch, ...], run: Run) -> frozenset[str]:
+        """Linear sites that 8-bit activations would ruin."""
+        errors = run.memory.remember(
+            "layer-errors", lambda: layer_errors(graph, batches, ranges=self.weight_ranges, seed=run.seed)
+        )
+        return frozenset(site for site, error in errors.items() if error > MOST_ERROR)
 
 
 @dataclass(frozen=True)
@@ -129,16 +141,21 @@ class Calibrated:
     seen: Mapping[str, Seen]
     means: Mapping[str, Tensor]
     batches: tuple[Batch, ...] = field(repr=False)
+    ruined: frozenset[str] = frozenset()
 
     def proposals(self) -> tuple[Plan, ...]:
         """Every site that can be int8. Where the user leaves the activations open: static ranges and, for networks of linear
-        layers on sequences, dynamic ones first (a single static range fits the outliers of a transformer badly)."""
+        layers on sequences, dynamic ones first (a single static range fits the outliers of a transformer badly). Layers that
+        8-bit activations would ruin are only stored in int8; last comes the plan that computes them in integers all the same.
+        """
         wanted = self.method.activations
         is_transformer = _is_transformer(self.graph)
         modes = (wanted,) if wanted is not None else ("dynamic", 8) if is_transformer else (8,)
         # the residual stream of a transformer carries the outliers that one static range cannot hold
         left = _RESIDUAL if is_transformer else ()
-        return tuple(self._everything(mode, left) for mode in modes)
+        plans = [self._everything(mode, left) for mode in modes]
+        stored: dict[str, Spec] = dict.fromkeys(sorted(self.ruined), Quant(activations=None))
+        return (*(plan.replace(stored) for plan in plans), plans[0]) if stored else tuple(plans)
 
     def gentler(self, site: str, spec: Spec) -> Spec:
         """int8 computation becomes int8 storage where the site has weights, storage becomes float."""
@@ -153,7 +170,8 @@ class Calibrated:
         grids = {name: affine(*self._range(self.seen[name])) for name in sites.tensors(self.graph, plan)}
         module = annotate.insert(self.graph, plan, grids=grids, rows=rows)
         store(module, self.graph, plan, rows=rows)
-        if repair and self.method.bias_correction:
+        wanted = self.method.bias_correction
+        if repair and (not _is_transformer(self.graph) if wanted is None else wanted):
             self._correct(module, plan)
         _make_contiguous(module)
         return Compressed(module, plan, self.model, errors)
@@ -222,6 +240,12 @@ def _preferred(site: Site, activations: int | str) -> Quant | None:
     stored = Quant(activations=None)
     choices = {8: [_static(site), stored], "dynamic": [Quant(dynamic=True), stored], "float": [stored]}[activations]
     return next((spec for spec in choices if sites.takes(site, spec)), None)
+
+
+def _batch_size(model: Model) -> int:
+    """As many examples as the processor's cache likes."""
+    each = sum(value.numel() // len(value) for value in model.example if value.dim())
+    return max(1, min(_BATCH, _BATCH_VALUES // max(each, 1)))
 
 
 def _of_one_shape(batches: list[Batch]) -> tuple[Batch, ...]:

@@ -32,7 +32,7 @@ def smooth(graph: Graph, batches: Iterable[Batch], *, alpha: float) -> Graph:
 
     alpha: in [0, 1]; 0.5 shares the difficulty evenly between activations and weights.
     """
-    readers = _readers(graph)
+    readers = linear_readers(graph)
     peaks = _Peaks(graph.module, set(readers))
     for batch in batches:
         peaks.run(*batch.inputs)
@@ -46,7 +46,7 @@ def smooth(graph: Graph, batches: Iterable[Batch], *, alpha: float) -> Graph:
     return Graph(module, graph.sites)
 
 
-def _readers(graph: Graph) -> dict[str, list[str]]:
+def linear_readers(graph: Graph) -> dict[str, list[str]]:
     """Names of the linear nodes that read each tensor; layers whose weight is used elsewhere too are left out."""
     by_tensor: dict[str, list[str]] = {}
     nodes = {node.name: node for node in graph.module.graph.nodes}

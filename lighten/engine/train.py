@@ -1,0 +1,279 @@
+"""The one training loop: fine-tuning, distillation, sparsity and quantization-aware training differ in the loss they pass.
+
+A step is: batch, loss, gradient, clip, learning rate, update, hook, average. An epoch ends with: validate, keep, checkpoint.
+Every epoch draws its random numbers (order, dropout) from the seed and its own number alone, so a resumed training repeats an
+uninterrupted one bit for bit with no generator's state on disk: on one kind of device, with one number of threads, and where
+validation, penalty and hook depend on nothing but what they are given.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.core.data import Batch, Split
+from lighten.core.errors import InputError, UnfitError
+from lighten.core.run import Run
+from lighten.engine import checkpoint
+from lighten.engine.losses import Loss
+from lighten.engine.modes import set_training
+from lighten.engine.scalars import Log, scalars
+from lighten.engine.schedule import Training, optimizer_for
+from lighten.engine.shuffle import Shuffled
+from lighten.engine.threads import torch_threads
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a training may be given beside its loss.
+
+    validate: the score of the network in evaluation mode, larger is better; called before training and after each epoch.
+    penalty: (module, progress in [0, 1)) -> a term added to the loss, for instance of group sparsity. after_step: (steps done,
+    progress in (0, 1]), called when the weights have moved, for instance to put masks on again. folder: where the checkpoint
+    lies; a training that finds its own there goes on, one that is finished is not repeated. tensorboard: where event files go.
+    """
+
+    validate: Callable[[nn.Module], float] | None = None
+    penalty: Callable[[nn.Module, float], Tensor] | None = None
+    after_step: Callable[[int, float], None] | None = None
+    folder: Path | None = None
+    tensorboard: Path | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """number: 0 is before training, where there is no loss. loss: mean over the steps, penalty included. score: of validation,
+    None without one and where it is not finite. lr: at the last step. seconds: training and validation.
+    """
+
+    number: int
+    loss: float | None
+    score: float | None
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """module: the one that was given, in evaluation mode, with the weights of epoch `kept`. history: epoch 0 and those made,
+    in order. num_steps: updates made. stopped_early: by patience.
+    """
+
+    module: nn.Module
+    kept: int
+    history: tuple[Epoch, ...]
+    num_steps: int
+    stopped_early: bool
+
+
+def train(
+    module: nn.Module, split: Split, *, loss: Loss, training: Training, run: Run, extras: Extras | None = None
+) -> Trained:
+    """Trains `module` in place, on the device it lies on; `Training.keep` says which weights it ends with.
+
+    However it ends, by an error or Ctrl-C too, the module is in evaluation mode and has the weights to keep so far. Raises
+    UnfitError when loss or gradient are not finite or nothing can be trained, InputError when the split is empty or patience
+    has no validation to watch.
+    """
+    extras = extras or Extras()
+    if training.patience is not None and extras.validate is None:
+        raise InputError("patience needs a validation to watch.", hint="Pass validate, or leave patience out.")
+    with torch_threads(run.threads), _own_randomness(module), torch.enable_grad(), ExitStack() as stack:
+        fit = _Fit(module, Shuffled(split, training.batch_size), loss, training=training, run=run, extras=extras)
+        fit.resume()
+        stack.callback(fit.finish)
+        log = stack.enter_context(scalars(extras.tensorboard, first_step=fit.step + 1))
+        for _ in run.progress.track(fit.steps(log), what="training", total=fit.num_steps - fit.step):
+            pass  # a step is made by asking for it
+    return Trained(module, fit.kept_epoch, tuple(fit.history), fit.step, fit.step < fit.num_steps)
+
+
+class _Fit:
+    """A training under way. kept: the weights to end with. average: the running average of the parameters, if any."""
+
+    def __init__(
+        self, module: nn.Module, batches: Shuffled, loss: Loss, *, training: Training, run: Run, extras: Extras
+    ) -> None:
+        self.module, self.batches, self.loss = module, batches, loss
+        self.training, self.run, self.extras = training, run, extras
+        self.optimizer = optimizer_for(module, training)
+        self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        self.device = self.parameters[0].device
+        self.num_steps = max(1, round(training.epochs * batches.num_batches))
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.kept, self.kept_epoch = checkpoint.snapshot(module), 0
+        self.start = checkpoint.digest(self.kept)
+        self.average = None if training.ema is None else _copies(module)
+
+    def steps(self, log: Log) -> Iterator[None]:
+        """Makes one step each time it is asked."""
+        if not self.history:
+            self._end_epoch(None, time.perf_counter(), log)
+        while self.step < self.num_steps and not self._is_stale():
+            began, losses = time.perf_counter(), []
+            torch.manual_seed(self._seed())
+            set_training(self.module, True, freeze_norm=self.training.freeze_norm)
+            for batch in self.batches.epoch(self._seed()):
+                losses.append(self._step(_to_device(batch, self.device), log))
+                yield
+                if self.step == self.num_steps:
+                    break
+            self._end_epoch(math.fsum(losses) / len(losses), began, log)
+            self._save()
+
+    def resume(self) -> None:
+        """Takes up the checkpoint in the folder if it is of this very training, from these weights or those it left behind."""
+        loaded = None if self.extras.folder is None else checkpoint.load(self.extras.folder)
+        if loaded is None:
+            return
+        parts, facts = loaded
+        if facts["identity"] != self._identity() or self.start not in (facts["start"], facts["end"]):
+            self.run.progress.say(f"{self.extras.folder} holds another training; this one starts from the beginning.")
+            return
+        checkpoint.restore(self.module, parts["weights"])
+        checkpoint.restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        for name, value in (self.average or {}).items():
+            value.copy_(parts["average"][name])
+        self.kept, self.kept_epoch, self.start = parts["kept"], facts["kept"], facts["start"]
+        self.step, self.history = facts["step"], [Epoch(**epoch) for epoch in facts["history"]]
+        self.run.ledger.note("resumed training", epoch=self.history[-1].number, step=self.step)
+
+    def finish(self) -> None:
+        """Leaves the module as the caller shall find it."""
+        self.optimizer.zero_grad()
+        checkpoint.restore(self.module, self.kept)
+        set_training(self.module, False)
+
+    def _step(self, batch: Batch, log: Log) -> float:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+            loss = self.loss(self.module, batch)
+            if self.extras.penalty is not None:
+                loss = loss + self.extras.penalty(self.module, self.step / self.num_steps)
+        if not loss.requires_grad:
+            raise UnfitError("The loss does not depend on the weights.", hint="Does forward run under torch.no_grad?")
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        lr = self._lr()
+        self._check_and_clip(value := float(loss.detach()), lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.step += 1
+        if self.extras.after_step is not None:
+            self.extras.after_step(self.step, self.step / self.num_steps)
+        self._update_average()
+        log("train/loss", value, self.step)
+        log("train/lr", lr, self.step)
+        return value
+
+    def _lr(self) -> float:
+        """At the middle of the step: neither the first nor the last update has a learning rate of 0."""
+        return self.training.lr_at((self.step + 0.5) / self.num_steps)
+
+    def _check_and_clip(self, loss: float, lr: float) -> None:
+        # no limit still gives the norm: a finite loss with an infinite gradient would make the weights NaN
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm or math.inf))
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UnfitError(
+                f"The {what} at step {self.step + 1} of {self.num_steps}; the weights of epoch {self.kept_epoch} are kept.",
+                hint=f"Try a lower lr, it is {lr:.3g} here, or clip_norm=1.",
+            )
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None or self.training.ema is None:
+            return
+        # the start must not weigh in a short training as if it were long: no slower than 1/10 of the steps so far
+        decay = min(self.training.ema, self.step / (self.step + 9))
+        for name, value in self.module.named_parameters():
+            self.average[name].lerp_(value, 1 - decay)
+
+    def _end_epoch(self, loss: float | None, began: float, log: Log) -> None:
+        with self._averaged():
+            set_training(self.module, False)
+            score = self._score()
+            if self.training.keep == "last" or self.extras.validate is None or _is_above(score, self.history):
+                self.kept, self.kept_epoch = checkpoint.snapshot(self.module), len(self.history)
+        lr = self.optimizer.param_groups[0]["lr"] if self.step else 0.0
+        epoch = Epoch(len(self.history), loss, score, lr, round(time.perf_counter() - began, 3))
+        self.history.append(epoch)
+        facts = {name: value for name, value in asdict(epoch).items() if name not in ("number", "seconds")}
+        self.run.ledger.note("trained an epoch", epoch=epoch.number, epoch_seconds=epoch.seconds, **facts)
+        if score is not None:
+            log("validation/score", score, self.step)
+
+    def _score(self) -> float | None:
+        if self.extras.validate is None:
+            return None
+        with torch.no_grad():
+            score = float(self.extras.validate(self.module))
+        return score if math.isfinite(score) else None
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The module has the averaged parameters inside the block."""
+        if self.average is None:
+            yield
+            return
+        current = _copies(self.module)
+        checkpoint.restore(self.module, self.average)
+        try:
+            yield
+        finally:
+            checkpoint.restore(self.module, current)
+
+    def _is_stale(self) -> bool:
+        best = max(self.history, key=lambda epoch: -math.inf if epoch.score is None else epoch.score)
+        return self.training.patience is not None and self.history[-1].number - best.number >= self.training.patience
+
+    def _seed(self) -> int:
+        return (self.run.seed * 1_000_003 + len(self.history)) % 2**63
+
+    def _identity(self) -> dict[str, Any]:
+        return {"training": asdict(self.training), "seed": self.run.seed, "num_steps": self.num_steps}
+
+    def _save(self) -> None:
+        if self.extras.folder is None:
+            return
+        parts = {
+            "weights": checkpoint.snapshot(self.module),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "average": {name: value.cpu().contiguous() for name, value in (self.average or {}).items()},
+            "kept": self.kept,
+        }
+        facts = {
+            "identity": self._identity(),
+            "start": self.start,
+            "end": checkpoint.digest(self.kept),
+            "step": self.step,
+            "kept": self.kept_epoch,
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        checkpoint.save(self.extras.folder, parts, facts)
+
+
+def _is_above(score: float | None, history: list[Epoch]) -> bool:
+    return score is not None and all(epoch.score is None or score > epoch.score for epoch in history)
+
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    target = None if batch.target is None else batch.target.to(device)
+    return replace(batch, inputs=tuple(value.to(device) for value in batch.inputs), target=target)
+
+
+def _own_randomness(module: nn.Module) -> AbstractContextManager[None]:
+    """The caller's random numbers go on after the block as if it had drawn none."""
+    devices = {value.device.index for value in module.parameters() if value.device.type == "cuda"}
+    return torch.random.fork_rng(devices=sorted(devices))
