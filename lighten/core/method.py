@@ -4,6 +4,7 @@ A method works in two steps, because a search asks for many plans and must pay f
 the calibration data, `realize` carries out a plan on what was learned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -19,12 +20,15 @@ from lighten.core.spec import Spec
 
 @dataclass(frozen=True)
 class Card:
-    """name: the catalog key. title: one line. paper: author, year, identifier. needs_data: True when it calibrates."""
+    """name: the catalog key. title: one line. paper: author, year, identifier. needs_data: True when it calibrates.
+    rewrites: True for a Rewrite, whose result is another network; False for a Method, whose result is a file's numbers.
+    """
 
     name: str
     title: str
     paper: str
     needs_data: bool
+    rewrites: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,12 @@ class Method(Protocol):
 
     def prepare(self, model: Model, graph: Graph, *, data: Data, run: Run) -> Prepared:
         """Goes through the calibration data once."""
+
+
+class Rewrite(Protocol):
+    """A step that gives another network, to be exported by the steps behind it: channels cut, weights trained."""
+
+    card: ClassVar[Card]
+
+    def rewrite(self, model: Model, *, data: Data, run: Run, pins: Sequence[str] = ()) -> Model:
+        """The new network; the given one is not changed. pins: names or patterns of sites that must stay as they are."""
