@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from lighten.core.errors import InputError
 from lighten.core.export import Exporter
-from lighten.core.method import Method
+from lighten.core.method import Method, Rewrite
 from lighten.core.recipe import Step, refuse_unknown
 from lighten.engine.quiet import quiet
 
@@ -66,7 +66,7 @@ def exporter(name: str) -> Exporter:
     return cast(Exporter, get("exporters", name)())
 
 
-def build_method(step: Step) -> Method:
+def build_method(step: Step) -> Method | Rewrite:
     """The step's method with its knobs. Raises InputError for an unknown method or knob, naming the nearest, and for a bad
     value.
     """
@@ -78,7 +78,7 @@ def build_method(step: Step) -> Method:
     for knob in step.knobs:
         refuse_unknown(f"knob of {step.method}", knob, known)
     try:
-        return cast(Method, cls(**step.knobs))
+        return cast(Method | Rewrite, cls(**step.knobs))
     except TypeError as error:
         raise InputError(f"The knobs of {step.method} do not fit: {error}.") from error
 

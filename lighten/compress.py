@@ -2,11 +2,11 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,11 +17,11 @@ from lighten.core.cost import Budget, Target
 from lighten.core.data import Data
 from lighten.core.errors import InputError
 from lighten.core.graph import Graph
-from lighten.core.method import Method
+from lighten.core.method import Method, Rewrite
 from lighten.core.model import Model
 from lighten.core.pins import pinned
 from lighten.core.plan import Plan
-from lighten.core.recipe import Recipe, refuse_unknown
+from lighten.core.recipe import Recipe, Step, refuse_unknown
 from lighten.core.run import Forgetful, Progress, Run, Silent
 from lighten.core.spec import Quant
 from lighten.data.source import check_labels, load_data, require_labels
@@ -29,6 +29,7 @@ from lighten.engine.files import check_writable, make_folder
 from lighten.engine.interrupt import insist
 from lighten.engine.memory import FolderMemory
 from lighten.engine.threads import torch_threads
+from lighten.evaluate.metrics import require_suited
 from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import WORK, Result
@@ -67,23 +68,26 @@ def compress(
     budget, recipe = budget or Budget(), recipe or Recipe()
     target = Target(target) if isinstance(target, str) else target
     exporter = catalog.exporter(target.runtime)
-    method = _only_method(recipe)
+    rewrites, method = _steps(recipe)
     model = model if type(model) is Model else load(model)
     data = data if type(data) is Data else require_labels(load_data(data, model=model, seed=recipe.seed), data)
+    require_suited(data.metric, data.task)
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
     _check_sites(recipe, graph)
     with ExitStack() as stack:
         folder = _work_folder(out, model, stack)
-        identity = _identity(graph, data, method, target=target, seed=recipe.seed)
+        identity = _identity(graph, data, (*rewrites, method), target=target, seed=recipe.seed)
         memory = FolderMemory(folder, identity=identity) if out is not None and data.digest else Forgetful()
         run = Run(seed=recipe.seed, threads=target.threads, progress=progress or Silent(), memory=memory)
         stack.enter_context(torch_threads(target.threads))
         torch.manual_seed(recipe.seed)
-        prepared = method.prepare(model, graph, data=data, run=run)
+        smaller = _rewritten(model, rewrites, recipe, data=data, run=run)
+        kept = graph if smaller is model else trace(smaller)
+        prepared = method.prepare(smaller, kept, data=data, run=run)
         trials = Trials(model, prepared, data, exporter, target, run, folder)
-        found, interrupted = _Job(graph, budget, recipe, trials).search()
-        return _finish(Facts(graph, budget, recipe, trials, found, interrupted))
+        found, interrupted = _Job(kept, budget, recipe, trials).search()
+        return _finish(Facts(graph, kept, budget, recipe, trials, found, interrupted))
 
 
 def _finish(facts: Facts) -> Result:
@@ -176,12 +180,27 @@ class _Job:
         return holds, 0.0 if holds else -speed.trial.comparison.drop, -speed.ratio
 
 
-def _only_method(recipe: Recipe) -> Method:
-    if len(recipe.steps) != 1:
+def _steps(recipe: Recipe) -> tuple[tuple[Rewrite, ...], Method]:
+    """The steps that give another network, in order, and the last one, which makes the file's numbers (float32 when the recipe
+    names none).
+    """
+    made = [catalog.build_method(step) for step in recipe.steps]
+    last = made.pop() if not made[-1].card.rewrites else catalog.build_method(Step("keep"))
+    early = [step.method for step, method in zip(recipe.steps, made, strict=False) if not method.card.rewrites]
+    if early:
         raise InputError(
-            f"This version carries out one step. The recipe has {len(recipe.steps)}.", hint="Keep the quantize step."
+            f"{early[0]} must be the last step: what comes after would work on a network that is no longer float.",
+            hint="Put prune and finetune before it.",
         )
-    return catalog.build_method(recipe.steps[0])
+    return tuple(cast(Rewrite, method) for method in made), cast(Method, last)
+
+
+def _rewritten(model: Model, rewrites: Sequence[Rewrite], recipe: Recipe, *, data: Data, run: Run) -> Model:
+    """The network after every step that gives another one; the given one is not changed."""
+    for step in rewrites:
+        run.progress.say(f"{step.card.title} ...")
+        model = step.rewrite(model, data=data, run=run, pins=tuple(recipe.sites))
+    return model
 
 
 def _check_sites(recipe: Recipe, graph: Graph) -> None:
@@ -194,6 +213,8 @@ def _check_sites(recipe: Recipe, graph: Graph) -> None:
 def _name(plan: Plan) -> str:
     """What the plan mostly does with activations."""
     quants = [spec for spec in plan.values() if type(spec) is Quant]
+    if not quants:
+        return "float32"
     dynamic = any(spec.dynamic for spec in quants)
     static = any(spec.activations is not None and not spec.dynamic for spec in quants)
     kind = "int8 dynamic" if dynamic else "int8" if static else "int8 weights"
@@ -208,9 +229,9 @@ def _num_outputs(graph: Graph) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def _identity(graph: Graph, data: Data, method: Method, *, target: Target, seed: int) -> dict[str, Any]:
+def _identity(graph: Graph, data: Data, methods: Sequence[Method | Rewrite], *, target: Target, seed: int) -> dict[str, Any]:
     """All that decides what a run finds: remembered work is used again only where every entry is the same."""
-    settings = {"method": repr(method), "target": repr(target), "seed": seed}
+    settings = {"methods": [repr(method) for method in methods], "target": repr(target), "seed": seed}
     return {"versions": versions(), "model": _digest(graph), "data": [data.digest, data.metric], **settings}
 
 

@@ -33,8 +33,9 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a report is made of."""
+    """Everything a report is made of. original: the network as given. graph: what the steps before the last one made of it."""
 
+    original: Graph
     graph: Graph
     budget: Budget
     recipe: Recipe
@@ -70,6 +71,7 @@ def gather(facts: Facts, gate: Gate) -> dict[str, Any]:
         "faster": speed.is_faster,
         "notes": notes(facts),
         "layers": layers(facts, gate),
+        "widths": widths(facts),
         "candidates": candidates(facts),
         "plan": trial.plan.to_dict(),
         "steps": trials.run.ledger.entries,
@@ -142,6 +144,15 @@ def layers(facts: Facts, gate: Gate) -> list[dict[str, Any]]:
     every = costs(facts.graph.module, facts.trials.model.example)
     shown = [cost for cost in every if cost.params or cost.site in plan]
     return [{**_layer(cost, plan, sqnr.get(cost.site)), "why": _why(facts, cost.site)} for cost in shown]
+
+
+def widths(facts: Facts) -> list[dict[str, Any]]:
+    """Channels of each group before the first and after the last pruning step."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in facts.trials.run.ledger.entries:
+        for name, (before, after) in entry.get("widths", {}).items():
+            found.setdefault(name, {"group": name, "before": before})["after"] = after
+    return list(found.values())
 
 
 def _why(facts: Facts, site: str) -> str | None:
@@ -267,13 +278,12 @@ def _confidence(facts: Facts, values: Any, index: int) -> float | None:
 
 def _sides(facts: Facts, gate: Gate) -> dict[str, Any]:
     trials, trial, timing = facts.trials, facts.speed.trial, facts.speed.timing
-    every = costs(facts.graph.module, trials.model.example)
-    counted = {"params": sum(cost.params for cost in every), "macs": sum(cost.macs for cost in every)}
     sides = {}
-    for name, timed, score, size, peak in (
-        ("baseline", ORIGINAL, trial.comparison.original_score, trials.original.size_bytes, gate.peaks[0]),
-        ("compressed", "compressed", trial.comparison.compressed_score, trial.export.size_bytes, gate.peaks[1]),
+    for name, timed, score, size, peak, graph in (
+        ("baseline", ORIGINAL, trial.comparison.original_score, trials.original.size_bytes, gate.peaks[0], facts.original),
+        ("compressed", "compressed", trial.comparison.compressed_score, trial.export.size_bytes, gate.peaks[1], facts.graph),
     ):
+        every = costs(graph.module, trials.model.example)
         latency = timing.latencies[timed]
         sides[name] = {
             "score": score,
@@ -282,7 +292,8 @@ def _sides(facts: Facts, gate: Gate) -> dict[str, Any]:
             "latency_ms_p95": latency.p95_ms,
             "latency_count": latency.count,
             "peak_memory_bytes": peak,
-            **counted,
+            "params": sum(cost.params for cost in every),
+            "macs": sum(cost.macs for cost in every),
         }
     return sides
 

@@ -245,6 +245,33 @@ def test_an_interrupt_during_the_last_timing_keeps_the_result_with_the_timing_of
     assert result.report["compressed"]["latency_ms_p50"] == timed[0].timing.latencies["compressed"].p50_ms
 
 
+def test_pruning_fine_tuning_and_int8_compose(place, tmp_path):
+    text = "steps: [{prune: {macs: 0.5, round_to: 1}}, {finetune: {epochs: 1, lr: 0.001}}, {quantize: {bits: 8}}]"
+    model = lighten.load("nets:build", weights="weights.safetensors")
+    result = lighten.compress(model, "data.npz", recipe=Recipe.from_yaml(text), target=ONE)
+    before, after = result.report["baseline"], result.report["compressed"]
+    assert after["macs"] <= 0.5 * before["macs"]
+    assert after["params"] < before["params"]
+    assert after["size_bytes"] < 0.5 * before["size_bytes"]
+    assert result.report["operators"]["Conv:int8"] == 2
+    assert [entry["group"] for entry in result.report["widths"]] == ["0", "2"]
+    assert all(entry["after"] < entry["before"] for entry in result.report["widths"])
+    folder = result.save(tmp_path / "out")
+    assert lighten.verify(folder, data="data.npz")["ok"]
+    assert lighten.Recipe.from_file(folder / "recipe.yaml").steps == result.recipe.steps
+
+
+def test_a_recipe_that_only_prunes_gives_a_float_file(place):
+    result = lighten.compress(
+        lighten.load("nets:build", weights="weights.safetensors"),
+        "data.npz",
+        recipe=Recipe.from_yaml("steps: [{prune: {ratio: 0.5}}]"),
+        target=ONE,
+    )
+    assert result.report["compressed"]["params"] < 0.5 * result.report["baseline"]["params"]
+    assert not any(name.endswith(":int8") for name in result.report["operators"])
+
+
 def test_an_interrupt_before_any_candidate_goes_on_and_leaves_only_unfinished_work(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         lighten.compress(encoder(), rated(), out=tmp_path / "out", progress=Recorder(stop="scoring the original"))

@@ -22,7 +22,9 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(num_out)
         self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(num_out)
-        self.shortcut = nn.Identity() if stride == 1 and num_in == num_out else nn.Conv2d(num_in, num_out, 1, stride, bias=False)
+        self.shortcut = (
+            nn.Identity() if stride == 1 and num_in == num_out else nn.Conv2d(num_in, num_out, 1, stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
@@ -48,11 +50,15 @@ def write_data(path: Path) -> None:
     """Fashion-MNIST as x_train, y_train, x_test, y_test in one .npz; pixels in [-1, 1], float32."""
     parts = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
-        with gzip.open(FOLDER / f"{prefix}-images-idx3-ubyte.gz") as images, gzip.open(FOLDER / f"{prefix}-labels-idx1-ubyte.gz") as y:
-            pixels = np.frombuffer(images.read()[16:], np.uint8).reshape(-1, 1, 28, 28)
-            parts[f"x_{part}"] = pixels.astype(np.float32) / 127.5 - 1
-            parts[f"y_{part}"] = np.frombuffer(y.read()[8:], np.uint8).astype(np.int64)
+        pixels = _bytes(f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
+        parts[f"x_{part}"] = pixels.astype(np.float32) / 127.5 - 1
+        parts[f"y_{part}"] = _bytes(f"{prefix}-labels-idx1-ubyte.gz", 8).astype(np.int64)
     np.savez(path, **parts)
+
+
+def _bytes(name: str, header: int) -> np.ndarray:
+    with gzip.open(FOLDER / name) as file:
+        return np.frombuffer(file.read()[header:], np.uint8)
 
 
 def build() -> tuple[nn.Module, Tensor]:

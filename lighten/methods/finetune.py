@@ -1,5 +1,6 @@
 """Fine-tuning: the network as it stands is trained on, in the one training loop, to recover what a step before it cost."""
 
+import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,7 @@ from lighten.core.method import Card
 from lighten.core.model import Model
 from lighten.core.run import Run
 from lighten.engine.losses import loss_for
+from lighten.engine.quiet import quiet
 from lighten.engine.schedule import Training
 from lighten.engine.train import Extras, train
 from lighten.methods.prune.prune import traced
@@ -37,7 +39,8 @@ class Finetune(Training):
         del pins  # every weight trains
         if data.train is None:
             raise InputError("finetune needs a training split; the data has one split.", hint="Give train/ and test/ parts.")
-        module = model.module if isinstance(model.module, fx.GraphModule) else traced(model)
+        with quiet():
+            module = copy.deepcopy(model.module) if isinstance(model.module, fx.GraphModule) else traced(model)
         knobs = {field.name: getattr(self, field.name) for field in fields(Training)}
         loss = loss_for(data.task, label_smoothing=self.label_smoothing)
         extras = Extras(tensorboard=None if self.tensorboard is None else Path(self.tensorboard))

@@ -53,7 +53,7 @@ def time_trial(trials: Trials, trial: Trial, *, rounds: int = 60) -> Speed:
 
 def make_faster(trials: Trials, graph: Graph, start: Speed, *, holds: Callable[[Trial], bool]) -> Speed:
     """`start` when it is faster than the original, else the fastest of its variants that still `holds`."""
-    if start.is_faster:
+    if start.is_faster or not start.trial.plan:
         return start
     best = start
     for kind in _kinds(graph, start.trial.plan):

@@ -41,7 +41,9 @@ def pass_gate(trials: Trials, trial: Trial) -> Gate:
     how = Pass(trials.data.task, batch_size=trials.target.batch, limit=PARITY_EXAMPLES, progress=trials.run.progress)
     same = parity(trial.compressed.graph, session, trials.data.test, how=how, what="comparing the file with torch")
     # in torch alone: what the runtime adds must not excuse itself
-    own = parity(trials.model.module, trial.compressed.graph, trials.data.test, how=how, what="noise of quantization alone")
+    own = parity(
+        trials.prepared.graph.module, trial.compressed.graph, trials.data.test, how=how, what="noise of quantization alone"
+    )
     if same.sqnr_db < min(own.sqnr_db - _SLACK_DB, _EXACT_DB):
         raise ParityError(
             f"The exported file departs from the torch graph: signal to noise {same.sqnr_db:.1f} dB, "

@@ -1,0 +1,130 @@
+"""Pruning as a step: what is cut, what it costs, and what the repair gives back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import encoder, images, residual, sentences
+from torch import nn
+
+from lighten.analyze.cost import total
+from lighten.core.errors import InputError
+from lighten.core.model import Model, Origin
+from lighten.core.run import Run
+from lighten.methods.finetune import Finetune
+from lighten.methods.prune.prune import Prune, traced
+
+
+def error(model: Model, smaller: Model, x: torch.Tensor) -> float:
+    """Relative error of the output."""
+    with torch.no_grad():
+        before, after = model.module(x), smaller.module(x)
+    return float((after - before).square().sum() / before.square().sum())
+
+
+def chain(width: int = 16) -> Model:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 5, 3, padding=1), nn.Flatten())
+    return Model(module.eval(), (torch.zeros(2, 3, 16, 16),), Origin("module", "chain", dynamic=({0: "batch"},)))
+
+
+def test_twin_channels_go_without_a_trace() -> None:
+    model = chain()
+    with torch.no_grad():
+        model.module[0].weight[8:] = model.module[0].weight[:8]
+        model.module[0].bias[8:] = model.module[0].bias[:8]
+        model.module[0].weight[8:] *= 0.5  # smaller, so they are the ones to go
+        model.module[0].bias[8:] *= 0.5
+        model.module[2].weight[:, 8:] *= 0.1
+    smaller = Prune(ratio=0.5).rewrite(model, data=images(), run=Run())
+    assert [tuple(value.shape) for name, value in smaller.module.named_parameters() if "weight" in name] == [
+        (8, 3, 3, 3),
+        (5, 8, 3, 3),
+    ]
+    # what is left is the ridge: 1 % of the mean diagonal
+    assert error(model, smaller, images().test.inputs[0]) < 1e-3
+    assert error(model, Prune(ratio=0.5, repair=False).rewrite(model, data=images(), run=Run()), images().test.inputs[0]) > 1e-3
+
+
+def test_the_given_network_is_not_changed() -> None:
+    model = residual()
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    Prune(macs=0.5, round_to=1).rewrite(model, data=images(), run=Run())
+    for name, value in model.module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("score", ["magnitude", "magnitude_l1", "geometric_median", "taylor", "taylor_l1", "fisher", "random"])
+def test_every_score_keeps_the_budget_and_the_repair_helps(score: str) -> None:
+    model, data, x = residual(), images(), images().test.inputs[0]
+    repaired = Prune(macs=0.6, round_to=1, score=score).rewrite(model, data=data, run=Run())
+    bare = Prune(macs=0.6, round_to=1, score=score, repair=False).rewrite(model, data=data, run=Run())
+    assert error(model, repaired, x) < error(model, bare, x)
+    full = total(traced(model), model.example).macs
+    assert 0.3 * full < total(traced(repaired), model.example).macs <= 0.6 * full
+
+
+def test_parameters_are_a_budget_too() -> None:
+    model = residual()
+    smaller = Prune(params=0.5, round_to=1).rewrite(model, data=images(), run=Run())
+    full = sum(value.numel() for value in model.module.parameters())
+    assert sum(value.numel() for value in smaller.module.parameters()) <= 0.5 * full
+
+
+def test_widths_are_multiples_where_that_is_asked() -> None:
+    run = Run()
+    Prune(macs=0.7, round_to=4).rewrite(residual(), data=images(), run=run)
+    assert all(after % 4 == 0 or after == before for before, after in run.ledger.entries[-1]["widths"].values())
+
+
+def test_a_pinned_site_keeps_its_channels() -> None:
+    run = Run()
+    Prune(ratio=0.5, round_to=1).rewrite(chain(), data=images(), run=Run())
+    with pytest.raises(Exception, match="no all group that can be cut"):
+        Prune(ratio=0.5, round_to=1).rewrite(chain(), data=images(), run=run, pins=("0",))
+
+
+def test_neurons_of_a_transformer_are_cut_alone_when_asked() -> None:
+    run = Run()
+    Prune(ratio=0.5, round_to=1, unit="neuron").rewrite(encoder(), data=sentences(), run=run)
+    widths = run.ledger.entries[-1]["widths"]
+    assert list(widths) == ["up"]
+    assert widths["up"][1] == widths["up"][0] // 2
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({}, "one of macs, params and ratio"),
+        ({"macs": 0.5, "ratio": 0.5}, "one of macs, params and ratio"),
+        ({"macs": 1.0}, "must be in"),
+        ({"ratio": -0.1}, "must be in"),
+        ({"macs": 0.5, "score": "tailor"}, "Unknown score"),
+        ({"macs": 0.5, "unit": "chanel"}, "Unknown unit"),
+        ({"macs": 0.5, "round_to": 0}, "round_to"),
+        ({"macs": 0.5, "least": 1}, "least"),
+    ],
+)
+def test_bad_knobs_are_refused(knobs: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Prune(**knobs)  # type: ignore[arg-type]
+
+
+def test_a_budget_below_the_limits_says_the_least_there_is() -> None:
+    with pytest.raises(InputError, match=r"cannot be reached; the least is 0\.\d+"):
+        Prune(macs=0.01).rewrite(residual(), data=images(), run=Run())
+
+
+def test_fine_tuning_lowers_the_loss_of_a_cut_network() -> None:
+    run, data = Run(), images()
+    smaller = Prune(macs=0.5, round_to=1).rewrite(residual(), data=data, run=run)
+    tuned = Finetune(epochs=20, lr=0.05, batch_size=32).rewrite(smaller, data=data, run=run)
+    x, target = data.test.inputs[0], data.test.target
+    with torch.no_grad():
+        before, after = (nn.functional.cross_entropy(one.module(x), target) for one in (smaller, tuned))
+    assert after < before
+
+
+def test_fine_tuning_needs_a_training_split() -> None:
+    with pytest.raises(InputError, match="training split"):
+        Finetune(epochs=1).rewrite(residual(), data=replace(images(), train=None), run=Run())
