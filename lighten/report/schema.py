@@ -137,6 +137,14 @@ class Layer(TypedDict, total=False):
     why: str
 
 
+class Width(TypedDict, total=False):
+    """Channels of one group, before the first and after the last step that cut any."""
+
+    group: str
+    before: int
+    after: int
+
+
 class Candidate(TypedDict, total=False):
     """A network that was tried. why: the reason it was chosen or not."""
 
@@ -185,6 +193,7 @@ class Report(TypedDict, total=False):
     faster: bool
     notes: list[str]
     layers: list[Layer]
+    widths: list[Width]
     candidates: list[Candidate]
     plan: dict[str, dict[str, Any]]
     steps: list[dict[str, Any]]

@@ -58,6 +58,7 @@ def small() -> dict:
         "faster": True,
         "notes": ["Residual additions compute in float: int8 was slower there."],
         "layers": [layer(number, num_layers=5) for number in range(5)],
+        "widths": [{"group": "stem", "before": 32, "after": 24}, {"group": "stages.0.conv1", "before": 1_280, "after": 640}],
         "candidates": [
             {"name": "int8 everywhere", "score": 0.9633, "drop": 0.0089, "size_bytes": 335_020, "chosen": False},
             {"name": "int8, head in float", "score": 0.97, "drop": 0.0022, "size_bytes": 342_118, "chosen": True},

@@ -68,7 +68,7 @@ def test_nothing_is_fetched(name):
 def test_links_lead_to_sections_and_identifiers_are_unique():
     found = Reader(page(small()))
     identifiers = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
-    assert len(identifiers) == len(set(identifiers)) == 18  # nine sections and their titles
+    assert len(identifiers) == len(set(identifiers)) == 20  # ten sections and their titles
     assert {f"#{key}" for key in identifiers if not key.endswith("-title")} == {link["href"] for link in found.all("a")}
 
 
@@ -241,3 +241,13 @@ def luminance(colour: str) -> float:
     parts = (int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4))
     linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_the_widths_are_shown_before_and_after():
+    found = page(small())
+    assert "2 groups: 1,312 channels became 664." in found
+    assert "stages.<wbr>0.<wbr>conv1" in found
+
+
+def test_without_pruning_there_is_no_section_of_widths():
+    assert 'id="widths"' not in page({**small(), "widths": []})
