@@ -59,7 +59,7 @@ def main() -> None:
     tools: dict[str, Cut] = {"lighten": cut, "lighten, widths of 8": cut_aligned, "lighten, no repair": cut_only}
     if arguments.peers:
         sys.path.append(str(arguments.peers))
-        tools |= {"Torch-Pruning, magnitude": torch_pruning("magnitude"), "Torch-Pruning, Taylor": torch_pruning("taylor")}
+        tools["Torch-Pruning, magnitude"] = cut_by_peer
     results: dict[str, Any] = {"device": device(), "threads": arguments.threads, "seed": 0, "versions": versions()}
     results |= {"accuracy": accuracy(model, data), "macs": total(traced(model), EXAMPLE).macs, "test_images": len(data.test)}
     results |= {"tune_epochs": arguments.tune_epochs, "rows": []}
@@ -116,41 +116,21 @@ def cut_only(model: Model, data: Data, share: float) -> Model:
     return Prune(macs=share, round_to=1, repair=False).rewrite(model, data=data, run=Run())
 
 
-def torch_pruning(score: str) -> Cut:
-    """The peer's group importance of its kind, global ranking, cut in steps of 1 % until the share is reached."""
+def cut_by_peer(model: Model, data: Data, share: float) -> Model:
+    """The peer's magnitude importance of groups, global ranking, cut in steps of 1 % until the share is reached."""
+    import torch_pruning as tp
 
-    def cut_by_peer(model: Model, data: Data, share: float) -> Model:
-        import torch_pruning as tp
-
-        module = copy.deepcopy(model.module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-        full = total(traced(model), EXAMPLE).macs
-        kinds = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
-        pruner = tp.pruner.BasePruner(
-            module,
-            EXAMPLE,
-            kinds[score](),
-            pruning_ratio=0.9,
-            iterative_steps=90,
-            global_pruning=True,
-            ignored_layers=[module.head],
-        )
-        while total(traced(as_model(module)), EXAMPLE).macs > share * full:
-            if score == "taylor":
-                gradients(module, data)
-            pruner.step()
-        module.zero_grad()
-        return as_model(module)
-
-    return cut_by_peer
-
-
-def gradients(module: nn.Module, data: Data) -> None:
-    """Of the loss over the 256 calibration examples that our repair sees too."""
-    batch = next(iter(data.calibration.batches(256, 256)))
-    module.zero_grad()
-    loss_for(data.task)(module, batch).backward()
+    module = copy.deepcopy(model.module)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    full = total(traced(model), EXAMPLE).macs
+    importance, head = tp.importance.GroupMagnitudeImportance(), [module.head]
+    pruner = tp.pruner.BasePruner(
+        module, EXAMPLE[0], importance, pruning_ratio=0.9, iterative_steps=90, global_pruning=True, ignored_layers=head
+    )
+    while total(traced(as_model(module)), EXAMPLE).macs > share * full:
+        pruner.step()
+    return as_model(module)
 
 
 def measure(model: Model, data: Data, *, name: str, share: float, tool: Cut) -> tuple[Model, dict[str, Any]]:

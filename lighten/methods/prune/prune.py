@@ -30,7 +30,8 @@ from lighten.ops.groups import NORMALIZATIONS, Limits, Selection, fit_budget, no
 UNITS = ("all", "channel", "head", "neuron")
 RANKINGS = ("isomorphic", "global", "uniform")
 _BATCH = 16
-_REPAIR_VALUES = 40_000_000  # input values of the repair's one batch, at most: bounds its memory
+_REPAIR_VALUES = 500_000_000  # values of a widest activation of the repair's one batch, at most: 2 GB
+_WIDENING = 64  # an activation holds at most about as many times the input's values
 _DAMP = 0.01
 
 
@@ -160,7 +161,7 @@ def _one_batch(data: Data, samples: int) -> Batch:
     """Calibration examples in one batch, as many as memory allows."""
     first = next(iter(data.calibration.batches(1, 1)))
     each = max(sum(value.numel() for value in first.inputs), 1)
-    size = max(1, min(samples, _REPAIR_VALUES // (64 * each), len(data.calibration)))
+    size = max(1, min(samples, _REPAIR_VALUES // (_WIDENING * each), len(data.calibration)))
     return next(iter(data.calibration.batches(size, size)))
 
 
