@@ -30,12 +30,13 @@ from lighten.engine.interrupt import insist
 from lighten.engine.memory import FolderMemory
 from lighten.engine.threads import torch_threads
 from lighten.evaluate.metrics import require_suited
+from lighten.export.saturation import NARROW_BITS
 from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import WORK, Result
 from lighten.search.faster import Speed, make_faster, time_trial
 from lighten.search.gate import pass_gate
-from lighten.search.narrow import NARROW_BITS, narrowed
+from lighten.search.narrow import narrowed
 from lighten.search.restore import restore
 from lighten.search.trials import Trial, Trials
 

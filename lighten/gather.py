@@ -21,9 +21,9 @@ from lighten.core.spec import Keep, Quant, Spec
 from lighten.evaluate.flips import Change
 from lighten.evaluate.memory import peak_bytes
 from lighten.evaluate.metrics import log_softmax
+from lighten.export.saturation import NARROW_BITS
 from lighten.search.faster import Speed
 from lighten.search.gate import Gate
-from lighten.search.narrow import NARROW_BITS
 from lighten.search.trials import ORIGINAL, Trials
 
 _MOST_IMAGES = 24

@@ -1,4 +1,4 @@
-"""The network and the data that pruning is measured on: a residual CNN of 77,754 parameters on Fashion-MNIST.
+"""The network and the data that pruning is measured on: a residual CNN of 77,562 parameters on Fashion-MNIST.
 
 The images come from the Debian package dataset-fashion-mnist (apt install dataset-fashion-mnist).
 """

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import lighten
 from lighten.analyze.cost import total
+from lighten.analyze.trace import traced
 from lighten.core.data import Data
 from lighten.core.model import Model, Origin
 from lighten.core.run import Run
@@ -36,7 +37,7 @@ from lighten.evaluate.latency import time_interleaved
 from lighten.export.onnx import OnnxExporter
 from lighten.gather import device
 from lighten.methods.finetune import Finetune
-from lighten.methods.prune.prune import Prune, traced
+from lighten.methods.prune.prune import Prune
 
 HERE = Path(__file__).parent
 SHARES = (0.5, 0.3)

@@ -58,6 +58,13 @@ def trace(model: Model) -> Graph:
     return Graph(module, tuple(find_sites(module)))
 
 
+def traced(model: Model) -> fx.GraphModule:
+    """The graph as recorded, batch normalizations apart, on tensors of its own."""
+    program = export_program(model.module, model.example, model.origin.dynamic)
+    with quiet():
+        return copy.deepcopy(program.module())
+
+
 def export_program(
     module: nn.Module, example: tuple[Tensor, ...], dynamic: tuple[dict[int, str], ...]
 ) -> torch.export.ExportedProgram:

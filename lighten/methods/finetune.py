@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import fx
 
+from lighten.analyze.trace import traced
 from lighten.core.data import Data
 from lighten.core.errors import InputError
 from lighten.core.method import Card
@@ -16,7 +17,6 @@ from lighten.engine.losses import loss_for
 from lighten.engine.quiet import quiet
 from lighten.engine.schedule import Training
 from lighten.engine.train import Extras, train
-from lighten.methods.prune.prune import traced
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from dataclasses import replace
 from lighten.core.graph import Site
 from lighten.core.plan import Plan
 from lighten.core.spec import Quant
-
-NARROW_BITS = 7
+from lighten.export.saturation import NARROW_BITS
 
 
 def narrowed(plan: Plan, graph_sites: Sequence[Site]) -> Plan:

@@ -8,11 +8,12 @@ from networks import encoder, images, residual, sentences
 from torch import nn
 
 from lighten.analyze.cost import total
+from lighten.analyze.trace import traced
 from lighten.core.errors import InputError
 from lighten.core.model import Model, Origin
 from lighten.core.run import Run
 from lighten.methods.finetune import Finetune
-from lighten.methods.prune.prune import Prune, traced
+from lighten.methods.prune.prune import Prune
 
 
 def error(model: Model, smaller: Model, x: torch.Tensor) -> float:

@@ -15,7 +15,6 @@ from lighten.analyze.cost import costs
 from lighten.analyze.trace import find_sites, tensor_of
 from lighten.core.channels import ChannelGroup
 
-MEASURES = ("macs", "params")
 Shares = Mapping[str, Mapping[int, Sequence[tuple[str, float]]]]
 
 
@@ -75,8 +74,7 @@ def _macs(module: fx.GraphModule, example: tuple[object, ...]) -> dict[str, floa
 
 
 def _params(module: fx.GraphModule, example: tuple[object, ...]) -> dict[str, float]:
-    unique = {id(value): name for name, value in module.named_parameters(remove_duplicate=True)}
-    return {name: float(tensor_of(module, name).numel()) for name in unique.values()}
+    return {name: float(value.numel()) for name, value in module.named_parameters()}
 
 
 _PARTS: dict[str, Callable[[fx.GraphModule, tuple[object, ...]], dict[str, float]]] = {"macs": _macs, "params": _params}

@@ -1,6 +1,5 @@
 """Structured pruning: channels, attention heads and neurons that are really gone."""
 
-import copy
 import fnmatch
 import math
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from torch import Tensor, fx
 
 from lighten.analyze.coupling import couple
 from lighten.analyze.cut import cut
-from lighten.analyze.trace import export_program, tensor_of
+from lighten.analyze.trace import tensor_of, traced
 from lighten.core.channels import ChannelGroup
 from lighten.core.data import Batch, Data
 from lighten.core.errors import InputError, UnfitError
@@ -21,7 +20,6 @@ from lighten.core.model import Model
 from lighten.core.recipe import refuse_unknown
 from lighten.core.run import Run
 from lighten.engine.losses import loss_for
-from lighten.engine.quiet import quiet
 from lighten.methods.prune.amount import Amount, amount
 from lighten.methods.prune.repair import Kept, repair
 from lighten.methods.prune.score import FROM_GRADIENTS, SCORES, score_groups
@@ -140,13 +138,6 @@ class Prune:
         if self.ranking == "uniform":
             return group.name
         return (group.kind, *sorted((part.role, part.dim, tensor_of(module, part.tensor).dim()) for part in group.slices))
-
-
-def traced(model: Model) -> fx.GraphModule:
-    """The graph as recorded, batch normalizations apart, on tensors of its own."""
-    program = export_program(model.module, model.example, model.origin.dynamic)
-    with quiet():
-        return copy.deepcopy(program.module())
 
 
 def _refuse_unreachable(chosen: Selection, cost: Amount, share: float, measure: str) -> None:
