@@ -8,8 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import lighten
+from lighten.analyze.cost import total
+from lighten.analyze.trace import traced
+from lighten.core.data import Data
+from lighten.core.model import Model, Origin
+from lighten.core.run import Run
+from lighten.engine.losses import loss_for
+from lighten.engine.schedule import Training
+from lighten.engine.train import train
+
+EXAMPLE = (torch.zeros(2, 1, 28, 28),)
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -59,6 +71,37 @@ def write_data(path: Path) -> None:
 def _bytes(name: str, header: int) -> np.ndarray:
     with gzip.open(FOLDER / name) as file:
         return np.frombuffer(file.read()[header:], np.uint8)
+
+
+def load_images(folder: Path) -> Data:
+    """Fashion-MNIST; written to `folder` once."""
+    if not (folder / "fashion.npz").is_file():
+        write_data(folder / "fashion.npz")
+    return lighten.load_data(folder / "fashion.npz", model=as_model(ResidualNetwork()))
+
+
+def trained(folder: Path, data: Data, *, seed: int, threads: int, epochs: int = 6) -> Model:
+    """The network trained from `seed`; kept in `folder`."""
+    torch.manual_seed(seed)
+    module, weights = ResidualNetwork(), folder / f"trained-{seed}.safetensors"
+    if weights.is_file():
+        module.load_state_dict(load_file(weights))
+    else:
+        assert data.train is not None
+        training = Training(epochs=epochs, batch_size=128, lr=0.1, weight_decay=5e-4)
+        train(module, data.train, loss=loss_for(data.task), training=training, run=Run(seed=seed, threads=threads))
+        save_file(module.state_dict(), weights)
+    return as_model(module)
+
+
+def as_model(module: nn.Module) -> Model:
+    """With a batch of any size."""
+    return Model(module.eval(), EXAMPLE, Origin("module", "residual", "image-classification", dynamic=({0: "batch"},)))
+
+
+def macs(module: nn.Module) -> int:
+    """Multiply-accumulates of one image."""
+    return total(traced(as_model(module)), EXAMPLE).macs
 
 
 def build() -> tuple[nn.Module, Tensor]:

@@ -105,6 +105,7 @@ class OnnxSession:
 
 
 def _write(module: nn.Module, model: Model, path: Path) -> Export:
+    from lighten.export.narrow import narrow_codes
     from lighten.export.saturation import make_exact, saturates
     from lighten.export.tidy import drop_unused, name_outputs, tidy
 
@@ -114,6 +115,7 @@ def _write(module: nn.Module, model: Model, path: Path) -> Export:
     if saturates():
         make_exact(proto)
         drop_unused(proto.graph)
+    narrow_codes(proto)
     data = proto.SerializeToString()
     write_atomic(path, data)
     return Export(path, len(data), hashlib.sha256(data).hexdigest())
