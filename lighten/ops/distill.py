@@ -134,5 +134,5 @@ def _binary(log_p_NC: Tensor, is_target_NC: Tensor) -> Tensor:
 
 def _pearson(a_NC: Tensor, b_NC: Tensor) -> Tensor:
     """Correlation of each pair of rows, shape N."""
-    centred = [value_NC - value_NC.mean(1, keepdim=True) for value_NC in (a_NC, b_NC)]
-    return functional.cosine_similarity(*centred, dim=1, eps=_TINY)
+    a_NC, b_NC = (value_NC - value_NC.mean(1, keepdim=True) for value_NC in (a_NC, b_NC))
+    return functional.cosine_similarity(a_NC, b_NC, dim=1, eps=_TINY)

@@ -7,6 +7,8 @@ Dimension key: B examples, F features (C * spatial where they are maps), C chann
 D width of a head.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,8 +31,12 @@ def attention_maps(student: Tensor, teacher: Tensor) -> Tensor:
     """
     teacher = teacher.detach()
     if teacher.shape[2:] != student.shape[2:]:
-        pool = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
-        teacher = pool[teacher.dim() - 3](teacher.square(), student.shape[2:]).sqrt()
+        pools: tuple[Any, ...] = (
+            functional.adaptive_avg_pool1d,
+            functional.adaptive_avg_pool2d,
+            functional.adaptive_avg_pool3d,
+        )
+        teacher = pools[teacher.dim() - 3](teacher.square(), student.shape[2:]).sqrt()
     maps = [functional.normalize(value.square().sum(1).flatten(1), dim=1) for value in (student, teacher)]
     return (maps[0] - maps[1]).square().sum(1).mean()
 
@@ -86,7 +92,7 @@ def similarity(one_BF: Tensor, other_BF: Tensor) -> Tensor:
     """
     one_BF, other_BF = (value - value.mean(0) for value in (one_BF.double(), other_BF.double()))
     kernels = [value @ value.T for value in (one_BF, other_BF)]
-    norms = kernels[0].norm() * kernels[1].norm()
+    norms: Tensor = torch.linalg.matrix_norm(kernels[0]) * torch.linalg.matrix_norm(kernels[1])
     return ((kernels[0] * kernels[1]).sum() / norms.clamp_min(_TINY)).float()
 
 
@@ -99,7 +105,7 @@ def _relative_distances(x_BF: Tensor) -> Tensor:
 
 def _angles(x_BF: Tensor) -> Tensor:
     """cos of the angle at j between i and k, shape B x B x B; 0 where two of them are one."""
-    direction_BBF = functional.normalize(x_BF[None] - x_BF[:, None], dim=2)
+    direction_BBF: Tensor = functional.normalize(x_BF[None] - x_BF[:, None], dim=2)
     return direction_BBF @ direction_BBF.mT
 
 

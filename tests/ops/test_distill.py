@@ -31,7 +31,7 @@ def test_a_student_that_agrees_loses_nothing_and_another_one_something(name: str
 def test_gradients_reach_the_student_alone_and_descend(name: str) -> None:
     student, teacher = (value.requires_grad_() for value in pair())
     before = call(name, student, teacher)
-    before.backward()
+    before.backward()  # type: ignore[no-untyped-call]
     assert teacher.grad is None
     assert student.grad is not None
     step = 1e-3 / student.grad.norm()
