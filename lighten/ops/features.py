@@ -111,4 +111,5 @@ def _angles(x_BF: Tensor) -> Tensor:
 
 def _relation(x_BHTD: Tensor) -> Tensor:
     """log softmax of the scaled products of all tokens."""
-    return (x_BHTD @ x_BHTD.mT / x_BHTD.shape[-1] ** 0.5).log_softmax(-1)
+    products_BHTT: Tensor = x_BHTD @ x_BHTD.mT / float(x_BHTD.shape[-1]) ** 0.5
+    return products_BHTT.log_softmax(-1)
