@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from lighten import catalog
+from lighten.analyze.reclass import Reclassed, as_class
 from lighten.analyze.trace import trace
 from lighten.core.cost import Budget, Target
 from lighten.core.data import Data
@@ -19,31 +20,35 @@ from lighten.core.errors import InputError
 from lighten.core.graph import Graph
 from lighten.core.method import Method, Rewrite
 from lighten.core.model import Model
-from lighten.core.pins import pinned
+from lighten.core.pins import pinned, refuse_unknown_pins
 from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe, Step, refuse_unknown
-from lighten.core.run import Forgetful, Progress, Run, Silent
+from lighten.core.run import Progress, Run, Silent
 from lighten.core.spec import Quant
 from lighten.data.source import check_labels, load_data, require_labels
 from lighten.engine.files import check_writable, make_folder
 from lighten.engine.interrupt import insist
 from lighten.engine.memory import FolderMemory
+from lighten.engine.rewriting import rewritten
+from lighten.engine.scalars import summary_writer
 from lighten.engine.threads import torch_threads
 from lighten.evaluate.metrics import require_suited
 from lighten.export.saturation import NARROW_BITS
 from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import WORK, Result
+from lighten.search.clock import FileClock
 from lighten.search.faster import Speed, make_faster, time_trial
 from lighten.search.gate import pass_gate
 from lighten.search.narrow import narrowed
 from lighten.search.restore import restore
-from lighten.search.trials import Trial, Trials
+from lighten.search.trials import Trial, Trials, representative_batch
 
 _FINAL_ROUNDS = 100
 _CLOSE = 0.01
 _KEEPING = "Interrupted: keeping the best result so far."
 _FILES_KEPT = 5  # as many times the weights as unfinished work takes: the original, and a dozen trials of a quarter each
+_STEP_KEPT = 6  # and a step before the last: its result; while it trains weights, two moments, their average and the best
 _FREE_BYTES = 20_000_000
 Source = Model | nn.Module | str | Path
 
@@ -56,38 +61,45 @@ def compress(
     recipe: Recipe | None = None,
     target: Target | str = "onnxruntime",
     out: str | Path | None = None,
+    tensorboard: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Makes `model` small and fast within `budget`, and proves it on the exported file.
 
     model, data: anything `lighten.load` and `lighten.load_data` read. recipe: int8 when None. target: where the file must run.
-    out: a folder for unfinished work, so that an interrupted run can be resumed; `Result.save(out)` completes it.
+    out: a folder for unfinished work, so that an interrupted run can be resumed; `Result.save(out)` completes it. tensorboard:
+    a folder for the curves of every training step.
 
-    Raises InputError or UnfitError before any work when something does not fit. KeyboardInterrupt ends the search early: the
-    best file so far is returned with `interrupted` set, or the interrupt goes on when there is none yet.
+    Raises InputError or UnfitError before any work when something does not fit. KeyboardInterrupt ends training and search
+    early: the best file so far is returned with `interrupted` set, or the interrupt goes on when there is none yet.
     """
-    budget, recipe = budget or Budget(), recipe or Recipe()
+    budget, recipe, progress = budget or Budget(), recipe or Recipe(), progress or Silent()
     target = Target(target) if isinstance(target, str) else target
     exporter = catalog.exporter(target.runtime)
     rewrites, method = _steps(recipe)
+    curves = _curves(tensorboard, rewrites)
     model = model if type(model) is Model else load(model)
     data = data if type(data) is Data else require_labels(load_data(data, model=model, seed=recipe.seed), data)
     require_suited(data.metric, data.task)
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
-    _check_sites(recipe, graph)
+    _check_sites(recipe, graph, model)
+    for step in rewrites:
+        step.check(model, data=data)
     with ExitStack() as stack:
-        folder = _work_folder(out, model, stack)
-        identity = _identity(graph, data, (*rewrites, method), target=target, seed=recipe.seed)
-        memory = FolderMemory(folder, identity=identity) if out is not None and data.digest else Forgetful()
-        run = Run(seed=recipe.seed, threads=target.threads, progress=progress or Silent(), memory=memory)
+        folder = _work_folder(out, model, stack, num_steps=len(rewrites))
+        clock = FileClock(exporter, target, representative_batch(data, target), folder, progress)
+        resumed = folder if out is not None and data.digest else None
+        run = Run(recipe.seed, target.threads, progress, folder=resumed, tensorboard=curves, clock=clock)
         stack.enter_context(torch_threads(target.threads))
         torch.manual_seed(recipe.seed)
-        smaller = _rewritten(model, rewrites, recipe, data=data, run=run)
+        identity = _identity(graph, data, recipe, target)
+        smaller, stopped = rewritten(model, rewrites, data=data, run=run, pins=tuple(recipe.sites), identity=identity)
         kept = graph if smaller is model else trace(smaller)
+        run = run if stopped else _with_memory(run, identity, (*rewrites, method))
         prepared = method.prepare(smaller, kept, data=data, run=run)
         trials = Trials(model, prepared, data, exporter, target, run, folder)
-        found, interrupted = _Job(kept, budget, recipe, trials).search()
+        found, interrupted = _Job(kept, budget, recipe, trials, is_hurried=stopped).search()
         return _finish(Facts(graph, kept, budget, recipe, trials, found, interrupted))
 
 
@@ -105,26 +117,36 @@ def _finish(facts: Facts) -> Result:
             interrupted = True
     why = "the best result is being checked and kept."
     gate, stopped = insist(lambda: pass_gate(trials, found.trial), progress=progress, why=why)
-    facts = replace(facts, speed=speed, interrupted=interrupted or stopped)
+    reclassed, again = insist(lambda: _reclassed(trials, found.trial.compressed.model), progress=progress, why=why)
+    facts = replace(facts, speed=speed, interrupted=interrupted or stopped or again, reclassed=reclassed)
     report, _ = insist(lambda: gather(facts, gate), progress=progress, why=why)
     replay = Recipe(recipe.steps, recipe.sites, recipe.seed, found.trial.plan)
-    return Result(report, found.trial.compressed, replay, found.trial.export.path.read_bytes())
+    return Result(report, found.trial.compressed, replay, found.trial.export.path.read_bytes(), reclassed)
+
+
+def _reclassed(trials: Trials, smaller: Model) -> Reclassed | None:
+    """What the steps before the last one made, in its own class; None where there are none."""
+    if smaller.module is trials.model.module:
+        return None
+    example = next(iter(trials.data.calibration.batches(2, 2))).inputs
+    return as_class(trials.model.module, cast(fx.GraphModule, smaller.module), example)
 
 
 @dataclass
 class _Job:
-    """The search for one plan."""
+    """The search for one plan. is_hurried: the user has interrupted already; the first proposal is all that is tried."""
 
     graph: Graph
     budget: Budget
     recipe: Recipe
     trials: Trials
+    is_hurried: bool = False
     best: Speed | None = None
 
     def search(self) -> tuple[Speed, bool]:
-        """The best plan found and measured, and whether the user cut the search short."""
+        """The best plan found and measured, and whether the user cut the work short."""
         try:
-            return self._search(), False
+            return self._search(), self.is_hurried
         except KeyboardInterrupt:
             if self.best is None:
                 raise
@@ -134,6 +156,9 @@ class _Job:
     def _search(self) -> Speed:
         if self.recipe.plan is not None:
             return self._consider(self.trials.attempt(self.recipe.plan, "the recipe's plan"))
+        if self.is_hurried:
+            plan = self._pinned(self._proposals()[0])
+            return self._consider(self.trials.attempt(plan, _name(plan)))
         speeds = [self._consider(self.trials.attempt(self._pinned(plan), _name(plan))) for plan in self._proposals()]
         holding = [speed for speed in speeds if self._holds(speed.trial)]
         if holding:
@@ -158,7 +183,7 @@ class _Job:
         return [speed for speed in speeds if speed.trial.comparison.drop <= least + _CLOSE]
 
     def _pinned(self, plan: Plan) -> Plan:
-        return pinned(plan, self.recipe.sites, [site.name for site in self.graph.sites])
+        return pinned(plan, self.recipe.sites)
 
     def _restored(self, trial: Trial) -> Trial:
         batch = next(iter(self.trials.data.calibration.batches(8, 8)))
@@ -196,17 +221,22 @@ def _steps(recipe: Recipe) -> tuple[tuple[Rewrite, ...], Method]:
     return tuple(cast(Rewrite, method) for method in made), cast(Method, last)
 
 
-def _rewritten(model: Model, rewrites: Sequence[Rewrite], recipe: Recipe, *, data: Data, run: Run) -> Model:
-    """The network after every step that gives another one; the given one is not changed."""
-    for step in rewrites:
-        run.progress.say(f"{step.card.title} ...")
-        model = step.rewrite(model, data=data, run=run, pins=tuple(recipe.sites))
-    return model
+def _curves(folder: str | Path | None, steps: Sequence[Rewrite]) -> Path | None:
+    """Where TensorBoard finds the curves. Raises InputError when there is none to draw, or no means to."""
+    if folder is None:
+        return None
+    if not any(step.card.trains for step in steps):
+        raise InputError("No step of the recipe trains: there is nothing for TensorBoard.", hint="Add `finetune`.")
+    summary_writer()
+    check_writable(Path(folder), 0)
+    return Path(folder)
 
 
-def _check_sites(recipe: Recipe, graph: Graph) -> None:
+def _check_sites(recipe: Recipe, graph: Graph, model: Model) -> None:
     names = [site.name for site in graph.sites]
-    pinned(Plan(), recipe.sites, names)
+    # prune knows groups by the tensor that makes them, `#2` where it makes two
+    tensors = [name.removesuffix(".weight") for name in model.module.state_dict()]
+    refuse_unknown_pins([pin.partition("#")[0] for pin in recipe.sites], [*names, *tensors])
     for site in recipe.plan or ():
         refuse_unknown("site", site, names)
 
@@ -230,9 +260,19 @@ def _num_outputs(graph: Graph) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def _identity(graph: Graph, data: Data, methods: Sequence[Method | Rewrite], *, target: Target, seed: int) -> dict[str, Any]:
-    """All that decides what a run finds: remembered work is used again only where every entry is the same."""
-    settings = {"methods": [repr(method) for method in methods], "target": repr(target), "seed": seed}
+def _with_memory(run: Run, identity: dict[str, Any], steps: Sequence[Method | Rewrite]) -> Run:
+    """The run with what an earlier one found about the network after all steps. Not for a network that an interrupt gave: no
+    later run meets it again.
+    """
+    if run.folder is None:
+        return run
+    known = {**identity, "steps": [repr(step) for step in steps]}
+    return replace(run, memory=FolderMemory(run.folder / "memory", identity=known))
+
+
+def _identity(graph: Graph, data: Data, recipe: Recipe, target: Target) -> dict[str, Any]:
+    """All that decides, with the steps, what a run finds: remembered work is used again only where every entry is the same."""
+    settings = {"sites": sorted(recipe.sites), "seed": recipe.seed, "target": repr(target)}
     return {"versions": versions(), "model": _digest(graph), "data": [data.digest, data.metric], **settings}
 
 
@@ -245,12 +285,12 @@ def _digest(graph: Graph) -> str:
     return digest.hexdigest()
 
 
-def _work_folder(out: str | Path | None, model: Model, stack: ExitStack) -> Path:
+def _work_folder(out: str | Path | None, model: Model, stack: ExitStack, *, num_steps: int) -> Path:
     if out is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighten-")))
     own = model.origin.folder or Path(model.origin.source)
     if own.exists() and own.resolve() == Path(out).resolve():
         raise InputError(f"{out} is the model's own folder.", hint="Choose another --out.")
     weight_bytes = sum(value.numel() * value.element_size() for value in model.module.state_dict().values())
-    check_writable(Path(out), _FILES_KEPT * weight_bytes + _FREE_BYTES)
+    check_writable(Path(out), (_FILES_KEPT + _STEP_KEPT * num_steps) * weight_bytes + _FREE_BYTES)
     return make_folder(Path(out) / WORK)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lighten.analyze.cost import costs
+from lighten.analyze.reclass import Reclassed
 from lighten.core.cost import Budget, LayerCost
 from lighten.core.graph import Graph
 from lighten.core.pins import pinned
@@ -33,7 +34,9 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a report is made of. original: the network as given. graph: what the steps before the last one made of it."""
+    """Everything a report is made of. original: the network as given. graph: what the steps before the last one made of it.
+    reclassed: that in the class of the original, None where there are no such steps.
+    """
 
     original: Graph
     graph: Graph
@@ -42,6 +45,7 @@ class Facts:
     trials: Trials
     speed: Speed
     interrupted: bool
+    reclassed: Reclassed | None = None
 
 
 def gather(facts: Facts, gate: Gate) -> dict[str, Any]:
@@ -133,9 +137,20 @@ def notes(facts: Facts) -> list[str]:
         said.append(f"Not faster than float32 in the same runtime: time ratio {speed.ratio:.2f} ({low:.2f} to {high:.2f}).")
     if data.train is None:
         said.append("The data has one split: activation ranges were calibrated on the test examples' inputs.")
+    said += _class_notes(facts)
     if facts.interrupted:
-        said.append("The search was interrupted; this is the best result until then.")
+        said.append("The run was interrupted; this is the best result until then.")
     return said
+
+
+def _class_notes(facts: Facts) -> list[str]:
+    """What a user cannot have back, and why."""
+    found, origin = facts.reclassed, facts.trials.model.origin
+    if found is None or not found.reason:
+        return []
+    if found.module is None:
+        return [f"The network in torch is a graph, not an instance of its class: {found.reason}"]
+    return [f"Not written for from_pretrained: {found.reason}"] if origin.kind == "huggingface" else []
 
 
 def layers(facts: Facts, gate: Gate) -> list[dict[str, Any]]:
@@ -160,7 +175,7 @@ def _why(facts: Facts, site: str) -> str | None:
     spec, could = facts.speed.trial.plan.spec(site), facts.trials.prepared.proposals()[0].spec(site)
     if type(could) is not Quant or spec == could:
         return None
-    if type(pinned(Plan({site: could}), facts.recipe.sites, [one.name for one in facts.graph.sites])[site]) is Keep:
+    if type(pinned(Plan({site: could}), facts.recipe.sites)[site]) is Keep:
         return "pinned by the recipe"
     if type(spec) is Keep:
         return "in int8 it cost too much of the metric"

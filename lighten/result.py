@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lighten.core.errors import InputError
+from torch import fx, nn
+
+from lighten.analyze.reclass import Reclassed, configured
+from lighten.core.errors import InputError, UnfitError
 from lighten.core.method import Compressed
 from lighten.core.recipe import Recipe
 from lighten.engine.files import check_writable, make_folder, move, sha256_of, unwritable, write_atomic
-from lighten.export.archive import write_archive
+from lighten.export.archive import PRETRAINED, write_archive, write_pretrained
 from lighten.report.table import table
 from lighten.report.write import JSON_NAME, PAGE_NAME, write
 
@@ -25,13 +28,15 @@ WORK = ".work"
 @dataclass(frozen=True)
 class Result:
     """report: plain data, the content of report.json. compressed: the network in torch. model_bytes: the exported file.
-    recipe: resolved, replays the run.
+    recipe: resolved, replays the run. reclassed: the network before quantization in its own class, None where no step changed
+    it.
     """
 
     report: dict[str, Any]
     compressed: Compressed
     recipe: Recipe
     model_bytes: bytes
+    reclassed: Reclassed | None = None
 
     @property
     def verdict(self) -> str:
@@ -52,14 +57,30 @@ class Result:
         """Before and after, for a terminal."""
         return table(self.report)
 
+    def module(self) -> nn.Module:
+        """The network in float, before quantization, as an instance of its own class with all its methods: of a Hugging Face
+        folder, what `from_pretrained` gives. Where the report's notes say so, no config.json describes it: it runs and trains,
+        but `save_pretrained` would write a folder that cannot be loaded.
+
+        Raises UnfitError where the class cannot have the sizes that the steps made, saying why.
+        """
+        model, found = self.compressed.model, self.reclassed
+        module = model.module if found is None else found.module
+        if module is None or isinstance(module, fx.GraphModule):
+            reason = "It was read as a graph." if found is None else found.reason
+            raise UnfitError(f"The network has no class any more. {reason}", hint="compressed.model.module runs and trains it.")
+        path = configured(module) if model.origin.kind == "huggingface" else None
+        return module if path is None else module.get_submodule(path)
+
     def save(self, folder: str | Path) -> Path:
-        """Writes the folder and returns its path: the file, what `lighten.load` reads, recipe, report, page, and the
-        manifest last. The unfinished work that `compress` left there is removed, unless the search was interrupted.
+        """Writes the folder and returns its path: the file, what `lighten.load` reads, recipe, report, page, and the manifest
+        last; and `pretrained`, what `from_pretrained` reads, where a step changed a network that came from such a folder and
+        its config can say how. The unfinished work that `compress` left there is removed, unless the search was interrupted.
 
         Raises InputError when the folder cannot be written; then the files that were there before still are.
         """
         folder = Path(folder)
-        check_writable(folder, 3 * len(self.model_bytes) + 8_000_000)
+        check_writable(folder, 3 * len(self.model_bytes) + self._pretrained_bytes() + 8_000_000)
         try:
             self._write(make_folder(folder))
         except OSError as error:
@@ -77,14 +98,35 @@ class Result:
             write_atomic(new / RECIPE_FILE, self.recipe.to_yaml())
             write(self.report, new)
             names += [RECIPE_FILE, JSON_NAME, PAGE_NAME]
+            if network := self._pretrained():
+                names += write_pretrained(network, self.compressed.model, new)
+            stale = _stale(folder, names)
             write_atomic(new / MANIFEST, json.dumps(self._manifest(new, names), indent=2) + "\n")
             for name in (*names, MANIFEST):
                 move(new / name, folder / name)
+            for name in stale:
+                (folder / name).unlink(missing_ok=True)
+
+    def _pretrained(self) -> nn.Module | None:
+        if self.reclassed is None or self.compressed.model.origin.kind != "huggingface":
+            return None
+        return self.reclassed.network
+
+    def _pretrained_bytes(self) -> int:
+        network = self._pretrained()
+        return sum(value.numel() * value.element_size() for value in network.state_dict().values()) if network else 0
 
     def _manifest(self, folder: Path, names: list[str]) -> dict[str, Any]:
         files = {name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size} for name in names}
         facts = {key: self.report[key] for key in ("versions", "seed", "runtime", "threads", "batch", "metric", "device")}
         return {"format": 1, "files": files, **facts, "data": self.report["data"]}
+
+
+def _stale(folder: Path, names: list[str]) -> list[str]:
+    """Files that an earlier result wrote for `from_pretrained` and this one does not: they would be another network's."""
+    if not (folder / MANIFEST).is_file():
+        return []
+    return [name for name in read_manifest(folder)["files"] if name.startswith(f"{PRETRAINED}/") and name not in names]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

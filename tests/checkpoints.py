@@ -78,6 +78,14 @@ def llama(folder: Path) -> Path:
     return _tokenizer(folder)
 
 
+def mixtral(folder: Path) -> Path:
+    config = transformers.MixtralConfig(
+        **_BERT, num_key_value_heads=1, bos_token_id=2, eos_token_id=3, pad_token_id=0, num_local_experts=4
+    )
+    _save(transformers.MixtralForCausalLM, config, folder)
+    return _tokenizer(folder)
+
+
 def _save(kind: Any, config: Any, folder: Path) -> None:
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()

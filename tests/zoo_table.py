@@ -23,6 +23,7 @@ from zoo import ENTRIES, Entry
 
 from lighten.analyze.coupling import Coupling, couple
 from lighten.analyze.cut import cut
+from lighten.analyze.reclass import as_class
 from lighten.analyze.trace import export_program, tensor_of
 from lighten.core.channels import ChannelGroup
 from lighten.core.cost import Target
@@ -33,10 +34,10 @@ from lighten.engine.structure import from_structure, to_structure
 from lighten.export.onnx import OnnxExporter
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "prune-zoo.md"
-UNITS = ("channel", "head", "neuron")
+UNITS = ("channel", "head", "neuron", "expert")
 COLUMNS = (
-    *("architecture", "kind", "traced (s)", "groups", "channels, heads, neurons", "parameters cut", "zero = cut (groups)"),
-    *("backward", "reload", "ONNX", "refused, with reason"),
+    *("architecture", "kind", "traced (s)", "groups", "channels, heads, neurons, experts", "parameters cut"),
+    *("zero = cut (groups)", "backward", "reload", "ONNX", "own class: all, neurons", "refused, with reason"),
 )
 CUT = 0.3
 EXACT_GROUPS = 6
@@ -56,6 +57,9 @@ every check. They are tiny (tests/zoo.py) with seeded random weights. CPU, one t
   {groups} groups for which the two must agree (no normalization over the channels).
 - **backward**: every gradient of the cut network is finite. **reload**: the same output after saving and reading it back.
 - **ONNX**: largest absolute difference of the output in ONNX Runtime.
+- **own class**: what the network comes back as after the cut of every group, and after one of the neurons only (poolers
+  count as such). `config`: as its class, from a smaller config, so that `from_pretrained` reads it; `class`: as its class,
+  but no config gives these sizes; `no`: as a graph.
 """
 _FIXED = """
 ## What stays whole
@@ -69,7 +73,8 @@ class Row:
     """What was measured; None where a check could not run, and `refused` says which and why.
 
     units: groups by kind. cut_share: of the parameters, by the 30 % cut. zero_diff, onnx_diff: largest absolute difference of
-    the output. fixed: reasons of dimensions that cannot be cut, with counts.
+    the output. own_class: after the cut of all groups and of the neurons. fixed: reasons of dimensions that cannot be cut, with
+    counts.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Row:
     backward: bool = False
     reload: bool = False
     onnx_diff: float | None = None
+    own_class: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     fixed: Counter[str] = field(default_factory=Counter)
 
@@ -101,6 +107,7 @@ def measure(entry: Entry) -> Row:
     _attempt(row, "backward", lambda: _backward(smaller, model, row))
     _attempt(row, "reload", lambda: _reload(smaller, model, row))
     _attempt(row, "ONNX", lambda: _onnx(smaller, model, row))
+    _attempt(row, "class", lambda: _own_class(graph, coupled, model, row))
     return row
 
 
@@ -164,17 +171,30 @@ def _zero(graph: fx.GraphModule, group: ChannelGroup, kept_C: Tensor) -> fx.Grap
 
 
 def _cut_all(graph: fx.GraphModule, coupling: Coupling, model: Model, row: Row) -> fx.GraphModule:
-    generator = torch.Generator().manual_seed(0)
-    keep = {}
-    for group in coupling.groups:
-        count = max(1, group.size - round(CUT * group.size))
-        keep[group.name] = torch.randperm(group.size, generator=generator)[:count].sort().values
-    smaller = cut(graph, coupling, keep)
+    smaller = cut(graph, coupling, _drawn(coupling.groups))
     row.cut_share = 1 - _num_parameters(smaller) / _num_parameters(graph)
     for rows in (2, 3):
         example = tuple(value[torch.arange(rows) % 2] for value in model.example)
         _same_shape(_output(smaller, example), _output(graph, example))
     return smaller
+
+
+def _drawn(groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    keep = {}
+    for group in groups:
+        count = max(group.least, group.size - round(CUT * group.size))
+        keep[group.name] = torch.randperm(group.size, generator=generator)[:count].sort().values
+    return keep
+
+
+def _own_class(graph: fx.GraphModule, coupling: Coupling, model: Model, row: Row) -> None:
+    for groups in (coupling.groups, [group for group in coupling.groups if group.kind == "neuron"]):
+        if not groups:
+            row.own_class.append("–")
+            continue
+        found = as_class(model.module, cut(graph, coupling, _drawn(groups)), model.example)
+        row.own_class.append("no" if found.module is None else "class" if found.network is None else "config")
 
 
 def _backward(smaller: fx.GraphModule, model: Model, row: Row) -> None:
@@ -277,6 +297,7 @@ def cells(row: Row) -> list[str]:
         "yes" if row.backward else "no",
         "yes" if row.reload else "no",
         _number(row.onnx_diff, ".1e"),
+        ", ".join(row.own_class) or "–",
         "; ".join(row.refused).replace("|", "/") or "–",
     ]
 

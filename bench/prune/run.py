@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from network import load_images, macs, trained
 from tools import TOOLS, Tool
@@ -130,7 +129,7 @@ def score(model: Model, data: Data, keep: Path | None = None) -> float:
 def _hits(session: Runner, data: Data) -> Iterator[int]:
     for batch in data.test.batches(500):
         assert batch.target is not None
-        yield int((np.asarray(session(*batch.inputs)[0]).argmax(1) == batch.target.numpy()).sum())
+        yield int((session(*batch.inputs).argmax(1) == batch.target).sum())
 
 
 def latencies(folder: Path, tools: list[Tool], threads: int) -> dict[str, Any]:

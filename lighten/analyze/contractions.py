@@ -132,36 +132,49 @@ def attention(call: Call) -> Value:
 
 
 def recurrence(call: Call) -> Result:
-    """LSTM, GRU and plain RNN. All layers and directions share one state tensor, so their hidden units go together."""
+    """LSTM, GRU and plain RNN. All layers and directions share one state tensor, so their hidden units go together.
+
+    An LSTM with projections (Sak et al. 2014, arXiv:1402.1128) hands on fewer units than its cells have.
+    """
     value = call.value("input")
     states = call.values("hx") if isinstance(call.arguments["hx"], (list, tuple)) else [call.value("hx")]
-    hidden = states[0].axes[-1]
+    hidden, units = states[0].axes[-1], states[-1].axes[-1]
+    projected = hidden.size != units.size
     directions = 2 if call.arguments["bidirectional"] else 1
-    each = (4 if call.arguments["has_biases"] else 2, directions * call.arguments["num_layers"])
+    each = (4 if call.arguments["has_biases"] else 2) + projected
     tensors = call.values("params")
-    if len(tensors) != each[0] * each[1]:
-        raise Misfit  # an LSTM with projections holds a third weight
-    for number in range(each[1]):
+    for number in range(directions * call.arguments["num_layers"]):
         layer_in = value.axes[-1] if number < directions else total([hidden] * directions)
-        _cell(call, tensors[number * each[0] : (number + 1) * each[0]], layer_in, hidden=hidden)
+        mine = tensors[number * each : (number + 1) * each]
+        _cell(call, mine[: each - projected], (layer_in, hidden), units=units)
+        if projected:
+            _weight(call, mine[-1], hidden, units)
     for state in states:
         call.fix(state.axes[0], "numbers the layers and directions of a recurrence")
-        call.unify(state.axes[-1], hidden)
         call.unify(state.axes[-2], value.axes[-3 if call.arguments["batch_first"] else -2])
+    if projected:
+        # torch tells from the two sizes whether there are projections: they must go on to differ
+        call.flow.floors.append((units, hidden.size + 1))
+    else:
+        call.unify(hidden, units)
     call.fix(value.axes[-2 if call.arguments["batch_first"] else -3], "is a sequence")
     out = Value((*_plain(value.dims[:-1]), Dim(total([hidden] * directions))))
     return (out, *(Value(_plain(state.dims)) for state in states))
 
 
-def _cell(call: Call, tensors: list[Value], layer_in: Axis, *, hidden: Axis) -> None:
-    """Weights of shape (gates x H, in) and (gates x H, H), then the biases (gates x H)."""
+def _cell(call: Call, tensors: list[Value], sources: tuple[Axis, Axis], *, units: Axis) -> None:
+    """Weights of shape (gates x H, in) and (gates x H, state), then the biases (gates x H)."""
     gates = atom(_GATES[call.name], "numbers the gates of a recurrence")
-    for tensor, source in zip(tensors, (layer_in, hidden, None, None), strict=False):
-        call.unify(tensor.axes[0], product((gates, hidden)))
-        if source is not None:
-            call.unify(tensor.axes[1], source)
-            call.use(tensor.dims[0], "out", call.name)
-            call.use(tensor.dims[1], "in", call.name)
+    for tensor, source in zip(tensors, sources, strict=False):
+        _weight(call, tensor, product((gates, units)), source)
+    for bias in tensors[2:]:
+        call.unify(bias.axes[0], product((gates, units)))
+
+
+def _weight(call: Call, tensor: Value, made: Axis, source: Axis) -> None:
+    for dim, axis, role in zip(tensor.dims, (made, source), ("out", "in"), strict=True):
+        call.unify(dim.axis, axis)
+        call.use(dim, role, call.name)
 
 
 def _product(call: Call, left: Value, right: Value) -> Value:

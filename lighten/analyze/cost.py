@@ -100,7 +100,7 @@ def total(graph: fx.GraphModule, example: tuple[Tensor, ...]) -> Cost:
 
 def _measure(graph: fx.GraphModule, example: tuple[Tensor, ...]) -> tuple[tuple[LayerCost, ...], Cost]:
     values = propagate(graph, example)
-    stored = _stored(graph)
+    stored = stored_nodes(graph)
     batch = example[0].shape[0] if example[0].dim() else 1
     layers = tuple(_layers(graph, values, stored=stored, batch=batch))
     cost = Cost(
@@ -112,7 +112,7 @@ def _measure(graph: fx.GraphModule, example: tuple[Tensor, ...]) -> tuple[tuple[
     return layers, cost
 
 
-def _stored(graph: fx.GraphModule) -> set[fx.Node]:
+def stored_nodes(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes that do not depend on any input: weights, and what is made of weights alone."""
     stored: set[fx.Node] = set()
     for node in graph.graph.nodes:

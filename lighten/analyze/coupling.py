@@ -13,11 +13,11 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from lighten.analyze import contractions, layout
+from lighten.analyze import contractions, layout, lookup
 from lighten.analyze import pointwise as elementwise
 from lighten.analyze.axes import PRODUCT, SUM, Axis, atoms, fix, normal, reason_of, unify
 from lighten.analyze.exact import inexact
-from lighten.analyze.flow import Flow, Literal, Value, follow
+from lighten.analyze.flow import Flow, Literal, follow
 from lighten.analyze.trace import tensor_of
 from lighten.core.channels import ChannelGroup, Fixed, Slice
 
@@ -48,7 +48,8 @@ def couple(module: fx.GraphModule) -> Coupling:
     Inputs and outputs of the network stay as they are. Nothing is refused: what no rule understands is fixed, with the
     operator's name as the reason. Takes time linear in the number of nodes.
     """
-    flow = follow(module, elementwise.RULES | layout.RULES | contractions.RULES, elementwise.pointwise)
+    rules = elementwise.RULES | layout.RULES | lookup.RULES | contractions.RULES
+    flow = follow(module, rules, elementwise.pointwise)
     _share_uses(flow, _tie(module, flow))
     heads = _heads(flow)
     inside = {atom for found in flow.attentions for axis in found.inner for atom in atoms(axis)}
@@ -56,14 +57,16 @@ def couple(module: fx.GraphModule) -> Coupling:
     _fix_unmade(flow, names)
     spoiled = inexact(module, flow, names, consumed=_consumed(flow))
     slices = _slices(flow, names)
-    kinds: dict[str, set[str]] = {}
+    kinds: dict[tuple[str, int], set[str]] = {}
     for use in flow.uses:
-        kinds.setdefault(use.tensor, set()).add(use.kind)
+        kinds.setdefault((use.tensor, use.dim), set()).add(use.kind)
+    least, experts = _least(flow), {atom for axis in flow.picked for atom in atoms(axis)}
     groups = []
     for atom, name in names.items():
         kind = "head" if atom in heads else "channel" if atom in inside else _kind(kinds, slices[name])
-        groups.append(ChannelGroup(name, atom.size, kind, tuple(slices[name]), name not in spoiled))
-    axes = {node.name: tuple(value.axes for value in _each(given)) for node, given in flow.values.items()}
+        kind = "expert" if atom in experts else kind
+        groups.append(ChannelGroup(name, atom.size, kind, tuple(slices[name]), name not in spoiled, least.get(atom, 1)))
+    axes = {node.name: tuple(value.axes for value in given) for node, given in flow.values.items()}
     literals = {node: tuple(found) for node, found in flow.literals.items()}
     return Coupling(tuple(groups), tuple(_fixed(flow)), axes, literals, names)
 
@@ -212,9 +215,20 @@ def _merged(slices: list[Slice]) -> list[Slice]:
     return [dataclasses.replace(slices[0], outer=len(slices), period=steps.pop())]
 
 
-def _kind(kinds: Mapping[str, set[str]], slices: list[Slice]) -> str:
+def _least(flow: Flow) -> dict[Axis, int]:
+    """How many channels of an atom must stay so that the network finds as many positions as it picks."""
+    least: dict[Axis, int] = {}
+    for axis, count in flow.floors:
+        for atom in atoms(axis):
+            # of an axis of several atoms too: the largest of them alone has `count`, or all of them stay whole
+            needed = min(count, atom.size) if isinstance(count, int) else atom.size
+            least[atom] = max(least.get(atom, 1), needed)
+    return least
+
+
+def _kind(kinds: Mapping[tuple[str, int], set[str]], slices: list[Slice]) -> str:
     """A neuron's only makers and its only consumer are linear layers."""
-    found = set[str]().union(*(kinds.get(part.tensor, set()) for part in slices))
+    found = set[str]().union(*(kinds.get((part.tensor, part.dim), set()) for part in slices))
     taken = [part for part in slices if part.role == "in"]
     return "neuron" if found == {"linear"} and len(taken) == 1 else "channel"
 
@@ -224,7 +238,3 @@ def _fixed(flow: Flow) -> Iterator[Fixed]:
         axis = flow.tensors[tensor].axes[dim]
         if axis.size > 1 and all(atom.reason for atom in atoms(axis)):
             yield Fixed(tensor, dim, reason_of(axis))
-
-
-def _each(given: Value | tuple[Value, ...]) -> tuple[Value, ...]:
-    return (given,) if isinstance(given, Value) else given

@@ -33,8 +33,8 @@ def cut(module: fx.GraphModule, coupling: Coupling, keep: Mapping[str, Tensor]) 
     """A copy of the graph with only the kept channels; groups that `keep` does not name stay whole.
 
     module: the graph that was coupled; it is not changed. keep: by group name, sorted indices, int64 of shape (kept,), at
-    least one. Raises InputError for an unknown group or indices that are none of its channels, UnfitError naming the node when
-    a literal in the graph cannot follow.
+    least as many as the group's `least`. Raises InputError for an unknown group or indices that are none of its channels,
+    UnfitError naming the node when a literal in the graph cannot follow.
     """
     _refuse_bad(coupling.groups, keep)
     kept = _Kept({atom: keep[name] for atom, name in coupling.names.items() if name in keep})
@@ -66,6 +66,12 @@ def cut_tensors(state: Mapping[str, Tensor], groups: Iterable[ChannelGroup], kee
     _refuse_bad(groups, keep)
     cuts = _masks(state, groups, keep)
     return {name: _select(tensor, cuts[name]) if name in cuts else tensor for name, tensor in state.items()}
+
+
+def kept_positions(coupling: Coupling, keep: Mapping[str, Tensor], *, node: str, dim: int) -> Tensor:
+    """Sorted int64: of what the node gives (its first tensor), the positions along a dimension that `cut` leaves."""
+    kept = _Kept({atom: keep[name] for atom, name in coupling.names.items() if name in keep})
+    return kept.mask(coupling.axes[node][0][dim]).nonzero()[:, 0]
 
 
 @dataclass
@@ -118,13 +124,14 @@ class _Kept:
 
 
 def _refuse_bad(groups: Iterable[ChannelGroup], keep: Mapping[str, Tensor]) -> None:
-    sizes = {group.name: group.size for group in groups}
+    known = {group.name: group for group in groups}
     for name, kept_C in keep.items():
-        refuse_unknown("channel group", name, sizes)
-        numbers = kept_C.tolist()
-        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= sizes[name]:
+        refuse_unknown("channel group", name, known)
+        numbers, group = kept_C.tolist(), known[name]
+        if len(numbers) < group.least or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= group.size:
             raise InputError(
-                f"{name}: kept channels must be sorted indices in the range [0, {sizes[name]}), at least one. Got {numbers}."
+                f"{name}: kept channels must be sorted indices in the range [0, {group.size}), at least {group.least}. "
+                f"Got {numbers}."
             )
 
 

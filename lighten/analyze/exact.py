@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from lighten.analyze.axes import Axis, atoms
-from lighten.analyze.flow import Flow, Value, bound_arguments, operator_name, words
+from lighten.analyze.flow import Flow, bound_arguments, operator_name, words
 
 Marks = set[tuple[int, str]]  # (dimension, group) whose silenced channels may be other than 0
 
@@ -52,9 +52,8 @@ class _Pass:
 
     def groups(self, node: Any) -> list[set[str]]:
         """Of each dimension; of all outputs together where there are several."""
-        given = self.flow.values.get(node, ())
         dims: list[set[str]] = []
-        for value in (given,) if isinstance(given, Value) else given:
+        for value in self.flow.values.get(node, ()):
             found = [{self.names[atom] for atom in atoms(axis) if atom in self.names} for axis in value.axes]
             dims += [set() for _ in range(len(found) - len(dims))]
             dims = [old | (found[place] if place < len(found) else set()) for place, old in enumerate(dims)]
@@ -323,9 +322,9 @@ _FAMILIES: tuple[tuple[_Family, set[str]], ...] = (
     (_passed, _PASSING),
     (_created, {"zeros", "zeros_like", "new_zeros"}),
     (_constant, {"ones", "ones_like", "new_ones", "full", "full_like", "new_full", "empty", "empty_like", "new_empty"}),
-    (_added, {"add", "sub"}),
-    (_multiplied, {"mul"}),
-    (_divided, {"div"}),
+    (_added, {"add", "sub", "subtract"}),
+    (_multiplied, {"mul", "multiply"}),
+    (_divided, {"div", "divide", "true_divide"}),
     (_summed, _SUMS),
     (_averaged, {"mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "norm", "prod"}),
     (_normalized, _NORMS),

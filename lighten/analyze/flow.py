@@ -1,15 +1,15 @@
 """How axes flow through a traced graph: each operator carries the dimensions of its operands to its output.
 
-Every parameter dimension starts as an axis of its own; a rule (layout.py, pointwise.py, contractions.py) says for an operator
-which axes are the same, which are made of others, and which literals in the graph are their sizes. An operator
+Every parameter dimension starts as an axis of its own; a rule (layout.py, lookup.py, pointwise.py, contractions.py) says
+for an operator which axes are the same, which are made of others, and which literals in the graph are their sizes. An operator
 without a rule fixes all that it touches, and names itself as the reason. So does a rule whose answer disagrees with the
 traced sizes: a missed cut is possible, a wrong one is not. After DepGraph (Fang et al. 2023, arXiv:2301.12900), whose rules go
 by layer class and pass whole channels; here they go by ATen operator and pass products and concatenations of channels.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,10 +32,13 @@ class Dim:
 
 @dataclass(frozen=True)
 class Value:
-    """What a node gives. weight: whether it is made of parameters and buffers alone."""
+    """What a node gives. weight: whether it is made of parameters and buffers alone, or of rows of them that were picked.
+    points: the axis that its numbers are positions of, as those of the largest are.
+    """
 
     dims: tuple[Dim, ...]
     weight: bool = False
+    points: Axis | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -46,8 +49,13 @@ class Value:
         """The dimension counted from the front."""
         return dim % len(self.dims) if self.dims else 0
 
+    def moved(self, dims: Iterable[Dim]) -> "Value":
+        """The same numbers under other dimensions."""
+        return replace(self, dims=tuple(dims))
 
-Result = Value | tuple[Value, ...]
+
+Values = tuple[Value, ...]
+Result = Value | Values
 Rule = Callable[["Call"], Result]
 
 
@@ -84,13 +92,17 @@ class Literal:
 
 @dataclass
 class Flow:
-    """Everything found on the way. values: by node. literals: by node name. uses: in execution order."""
+    """Everything found on the way. values: by node. literals: by node name. uses: in execution order. floors: how many
+    positions of an axis the network picks at a time. picked: axes of which it takes those positions.
+    """
 
-    values: dict[fx.Node, Result] = field(default_factory=dict)
+    values: dict[fx.Node, Values] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
     literals: dict[str, list[Literal]] = field(default_factory=dict)
     tensors: dict[str, Value] = field(default_factory=dict)
+    floors: list[tuple[Axis, int]] = field(default_factory=list)
+    picked: list[Axis] = field(default_factory=list)
 
 
 class Call:
@@ -100,6 +112,7 @@ class Call:
         self.flow, self.node = flow, node
         self.name = operator_name(node)
         self.arguments = bound_arguments(node)
+        self.read: list[Axis] = []  # axes whose positions it takes by number
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -118,16 +131,18 @@ class Call:
 
     def value(self, name: str) -> Value:
         """The one tensor given as `name`."""
-        return _single(self.flow.values[self.arguments[name]])
+        (value,) = self.flow.values[self.arguments[name]]
+        return value
 
     def values(self, name: str) -> list[Value]:
         """The tensors in the list given as `name`."""
-        return [_single(self.flow.values[item]) for item in self.arguments[name] if isinstance(item, fx.Node)]
+        nodes = [item for item in self.arguments[name] if isinstance(item, fx.Node)]
+        return [value for node in nodes for value in self.flow.values[node]]
 
     def operands(self) -> list[Value]:
         """All tensors among the arguments."""
         nodes = [node for node in self.node.all_input_nodes if node in self.flow.values]
-        return [value for node in nodes for value in _each(self.flow.values[node])]
+        return [value for node in nodes for value in self.flow.values[node]]
 
     def unify(self, left: Axis, right: Axis) -> None:
         """The two are the same positions."""
@@ -145,6 +160,29 @@ class Call:
         """The argument depends on the sizes of the axes."""
         self.flow.literals.setdefault(self.node.name, []).append(Literal(argument, tuple(axes), form))
 
+    def look_up(self, dim: Dim, numbers: Value) -> None:
+        """Takes positions of the dimension by number. Numbers that the network found by comparing these positions are right in
+        a smaller one too, and weights so picked make what comes of it; any other number means one certain position.
+        """
+        if numbers.points is None:
+            self.fix(dim.axis, "is looked up by number")
+        else:
+            self.unify(dim.axis, numbers.points)
+            self.read.append(numbers.points)
+            self.flow.picked.append(numbers.points)
+            self.use(dim, "out", "linear")
+
+    def common_points(self, values: list[Value], count: Size) -> Axis | None:
+        """The axis that the numbers of all of them are positions of, `count` of which are picked side by side."""
+        points = [value.points for value in values if value.points]
+        if not points or len(points) < len(values):
+            return None
+        for other in points[1:]:
+            self.unify(points[0], other)
+        self.read += points
+        self.flow.floors.append((points[0], count))
+        return points[0]
+
     def use(self, dim: Dim, role: str, kind: str) -> None:
         """The operator takes the parameter dimensions behind `dim` as "out" or "in"."""
         self.flow.uses += [Use(tensor, index, role, kind) for tensor, index in sorted(dim.origins)]
@@ -159,8 +197,8 @@ def follow(module: fx.GraphModule, rules: Mapping[str, Rule], pointwise: Rule) -
         elif node.op == "get_attr":
             flow.values.update(_attribute(flow, module, node))
         elif node.op == "output":
-            for value in (flow.values.get(source, ()) for source in node.all_input_nodes):
-                _fix_all(_each(value), OUTPUT)
+            for source in node.all_input_nodes:
+                _fix_all(flow.values.get(source, ()), OUTPUT)
         elif node.target is operator.getitem:
             flow.values.update(_item(flow, node))
         elif _gives_tensors(node):
@@ -208,48 +246,49 @@ def _size(size: Any) -> Size:
     return constant if constant is not None else size.node.expr
 
 
-def _apply(flow: Flow, node: fx.Node, rules: Mapping[str, Rule], pointwise: Rule) -> Result:
+def _apply(flow: Flow, node: fx.Node, rules: Mapping[str, Rule], pointwise: Rule) -> Values:
     call = Call(flow, node)
     rule = rules.get(call.name)
     if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         rule = pointwise
     try:
-        result = rule(call) if rule is not None else None
+        result = rule(call) if rule is not None else ()
     except (Misfit, LookupError, ValueError):
         # beside layouts without a rule, overloads whose arguments the rule does not know
-        result = None
-    if result is not None and [_sizes(value) for value in _each(result)] == shapes(node):
-        return result
+        result = ()
+    values = result if isinstance(result, tuple) else (result,)
+    if values and [_sizes(value) for value in values] == shapes(node):
+        known = [*call.read, *(value.points for value in values)]
+        _fix_all((value.moved(()) for value in call.operands() if value.points not in known), call.why)
+        return values
     flow.literals.pop(node.name, None)
     _fix_all(call.operands(), call.why)
     return _outputs(node, call.why)[node]
 
 
-def _outputs(node: fx.Node, reason: str) -> dict[fx.Node, Result]:
+def _outputs(node: fx.Node, reason: str) -> dict[fx.Node, Values]:
     values = tuple(Value(tuple(Dim(atom(size, reason)) for size in shape)) for shape in shapes(node))
-    single = isinstance(node.meta.get("val"), Tensor)
-    return {node: values[0] if single else values} if values else {}
+    return {node: values} if values else {}
 
 
-def _attribute(flow: Flow, module: fx.GraphModule, node: fx.Node) -> dict[fx.Node, Result]:
+def _attribute(flow: Flow, module: fx.GraphModule, node: fx.Node) -> dict[fx.Node, Values]:
     name = str(node.target)
     if not shapes(node):
         return {}
     if name not in flow.tensors:
         sizes = tensor_of(module, name).shape
         flow.tensors[name] = Value(tuple(Dim(atom(n), frozenset({(name, d)})) for d, n in enumerate(sizes)), weight=True)
-    return {node: flow.tensors[name]}
+    return {node: (flow.tensors[name],)}
 
 
-def _item(flow: Flow, node: fx.Node) -> dict[fx.Node, Result]:
+def _item(flow: Flow, node: fx.Node) -> dict[fx.Node, Values]:
     source, index = node.args[:2]
-    values = flow.values.get(source, ())  # type: ignore[arg-type]
-    if isinstance(values, Value) or not isinstance(index, int) or not _gives_tensors(node):
+    if not isinstance(index, int) or not _gives_tensors(node):
         return {}
     # outputs that are no tensors leave gaps: count only those before it
     given = source.meta["val"]  # type: ignore[union-attr]
     place = sum(isinstance(item, Tensor) for item in given[: index % len(given)])
-    return {node: values[place]}
+    return {node: (flow.values[source][place],)}  # type: ignore[index]
 
 
 def _gives_tensors(node: fx.Node) -> bool:
@@ -262,15 +301,5 @@ def _sizes(value: Value) -> tuple[Size, ...]:
 
 def _fix_all(values: Iterable[Value], reason: str) -> None:
     for value in values:
-        for axis in value.axes:
+        for axis in (*value.axes, *([value.points] if value.points else [])):
             fix(axis, reason)
-
-
-def _each(result: Any) -> Iterator[Value]:
-    yield from (result,) if isinstance(result, Value) else result
-
-
-def _single(result: Result) -> Value:
-    if isinstance(result, Value):
-        return result
-    raise Misfit

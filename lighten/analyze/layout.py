@@ -1,4 +1,4 @@
-"""Rules for operators that move positions: views, permutations, slices, concatenations, lookups.
+"""Rules for operators that move positions: views, permutations, slices, concatenations.
 
 Dimension key: none; the rules are about dimensions of any meaning.
 """
@@ -6,9 +6,6 @@ Dimension key: none; the rules are about dimensions of any meaning.
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
-
-import torch
-from torch import fx
 
 from lighten.analyze.axes import Axis, Misfit, atom, product, quotient, reshape, split, take, total
 from lighten.analyze.flow import Call, Dim, Origin, Result, Rule, Value, shapes, words
@@ -33,7 +30,7 @@ def permuted(order: Callable[[Call, int], list[int]]) -> Rule:
 
     def rule(call: Call) -> Value:
         value = call.operands()[0]
-        return Value(tuple(value.dims[dim] for dim in order(call, len(value.dims))), value.weight)
+        return value.moved(value.dims[dim] for dim in order(call, len(value.dims)))
 
     return rule
 
@@ -44,7 +41,7 @@ def squeeze(call: Call) -> Value:
     given = call.arguments.get("dim")
     listed = range(len(value.dims)) if given is None else given if isinstance(given, (list, tuple)) else [given]
     dropped = {value.index(dim) for dim in listed if value.axes[dim].size == 1}
-    return Value(tuple(dim for place, dim in enumerate(value.dims) if place not in dropped), value.weight)
+    return value.moved(dim for place, dim in enumerate(value.dims) if place not in dropped)
 
 
 def unsqueeze(call: Call) -> Value:
@@ -52,7 +49,7 @@ def unsqueeze(call: Call) -> Value:
     value = call.operands()[0]
     dims = list(value.dims)
     dims.insert(call.arguments["dim"] % (len(dims) + 1), Dim(atom(1)))
-    return Value(tuple(dims), value.weight)
+    return value.moved(dims)
 
 
 def expand(call: Call) -> Value:
@@ -64,7 +61,7 @@ def expand(call: Call) -> Value:
         old = value.dims[back] if -back <= len(value.dims) else None
         dims.append(old if old is not None and old.axis.size == size else Dim(atom(size)))
     call.literal("size", [dim.axis for dim in dims], "sizes")
-    return Value(tuple(dims), value.weight)
+    return value.moved(dims)
 
 
 def expand_as(call: Call) -> Value:
@@ -74,13 +71,15 @@ def expand_as(call: Call) -> Value:
 
 
 def repeat(call: Call) -> Value:
-    """Tiles: copies x positions."""
+    """Tiles: copies x positions; how often can follow whatever the copies of one position meet."""
     value = call.operands()[0]
     axes = [*(atom(1) for _ in range(len(call.sizes) - len(value.dims))), *value.axes]
     counts = [quotient(size, axis.size) for size, axis in zip(call.sizes, axes, strict=True)]
     if None in counts:
         raise Misfit
-    return Value(tuple(Dim(product((atom(count, call.why), axis))) for count, axis in zip(counts, axes, strict=True)))
+    copies = [atom(count, "" if axis.size == 1 else call.why) for count, axis in zip(counts, axes, strict=True)]
+    call.literal("repeats" if "repeats" in call.arguments else "dims", copies, "sizes")
+    return Value(tuple(Dim(product(pair)) for pair in zip(copies, axes, strict=True)))
 
 
 def repeat_interleave(call: Call) -> Value:
@@ -96,7 +95,7 @@ def repeat_interleave(call: Call) -> Value:
 
 
 def slice_(call: Call) -> Value:
-    """Positions from start up to end."""
+    """Positions from start up to end; every step-th of them where the dimension is whole steps long."""
     value = call.value("self")
     dim = value.index(call.arguments["dim"])
     old = value.dims[dim]
@@ -104,29 +103,28 @@ def slice_(call: Call) -> Value:
         return value
     start, length = call.arguments.get("start"), call.arguments.get("length")
     start = 0 if start is None else start
-    size = old.axis.size
-    if not isinstance(start, int) or not isinstance(size, int) or call.arguments.get("step", 1) != 1:
+    size, step = old.axis.size, call.arguments.get("step", 1)
+    if not isinstance(start, int) or not isinstance(size, int):
         return _cut_loose(call, value, dim)
     start = max(start + size, 0) if start < 0 else start
     try:
-        axis = take(old.axis, start, start + call.sizes[dim])
+        axis = take(old.axis, start, start + call.sizes[dim]) if step == 1 else _every(call, old.axis, start)
     except Misfit:
         return _cut_loose(call, value, dim)
-    if length is not None:
+    if step == 1:
         call.literal("start", [old.axis], "bound")
-        call.literal("length", [axis], "size")
-    else:
-        call.literal("start", [old.axis], "bound")
-        call.literal("end", [old.axis], "bound")
-    return Value((*value.dims[:dim], Dim(axis, old.origins), *value.dims[dim + 1 :]), value.weight)
+        call.literal(*("end", [old.axis], "bound") if length is None else ("length", [axis], "size"))
+    return value.moved((*value.dims[:dim], Dim(axis, old.origins), *value.dims[dim + 1 :]))
 
 
 def select(call: Call) -> Value:
     """One position of a dimension, which is dropped."""
     value = call.value("self")
     dim = value.index(call.arguments["dim"])
-    call.fix(value.axes[dim], f"is taken apart position by position ({call.node.name})")
-    return Value((*value.dims[:dim], *value.dims[dim + 1 :]), value.weight)
+    # one of which only the other sizes are asked may be any; the first and the last are there after every cut
+    if call.arguments.get("index") not in (0, -1) or any(shapes(user) for user in call.node.users):
+        call.fix(value.axes[dim], f"is taken apart position by position ({call.node.name})")
+    return value.moved((*value.dims[:dim], *value.dims[dim + 1 :]))
 
 
 def unbind(call: Call) -> Result:
@@ -146,7 +144,7 @@ def split_apart(call: Call) -> Result:
         call.fix(value.axes[dim])
         parts = [atom(size, call.why) for size in sizes]
     origins = value.dims[dim].origins
-    return tuple(Value((*value.dims[:dim], Dim(axis, origins), *value.dims[dim + 1 :]), value.weight) for axis in parts)
+    return tuple(value.moved((*value.dims[:dim], Dim(axis, origins), *value.dims[dim + 1 :])) for axis in parts)
 
 
 def glu(call: Call) -> Value:
@@ -169,7 +167,7 @@ def concatenate(call: Call) -> Value:
     weight = all(value.weight for value in values)
     origins = frozenset[Origin]().union(*(value.dims[dim].origins for value in values)) if weight else frozenset()
     dims.insert(dim, Dim(total(value.axes[dim] for value in values), origins))
-    return Value(tuple(dims), weight)
+    return Value(tuple(dims), weight, call.common_points(values, call.sizes[dim]))
 
 
 def stack(call: Call) -> Value:
@@ -179,66 +177,7 @@ def stack(call: Call) -> Value:
     merged = broadcast(call, values, [size for place, size in enumerate(call.sizes) if place != dim])
     dims = list(merged.dims)
     dims.insert(dim, call.fixed(len(values)))
-    return Value(tuple(dims), merged.weight)
-
-
-def embedding(call: Call) -> Value:
-    """Rows of a table, chosen by number."""
-    table, indices = call.value("weight"), call.value("indices")
-    call.fix(table.axes[0], "is a table looked up by number")
-    call.use(table.dims[1], "out", "embedding")
-    return Value((*(Dim(axis) for axis in indices.axes), Dim(table.axes[1])))
-
-
-def index(call: Call) -> Value:
-    """Positions chosen by tensors of numbers: their dimensions stand where the first chosen one stood, or in front."""
-    value = call.value("self")
-    given = call.arguments["indices"]
-    chosen = [place for place, item in enumerate(given) if isinstance(item, fx.Node)]
-    indices = call.values("indices")
-    if any(item.meta["val"].dtype == torch.bool for item in given if item is not None):
-        return _masked(call, value, chosen, indices)
-    for place in chosen:
-        call.fix(value.axes[place], "is looked up by number")
-    count = max(len(item.dims) for item in indices)
-    first = chosen[0] if chosen == list(range(chosen[0], chosen[-1] + 1)) else 0
-    kept = [Dim(dim.axis) for place, dim in enumerate(value.dims) if place not in chosen]
-    where = [Dim(axis) for axis in broadcast(call, indices, call.sizes[first : first + count]).axes]
-    return Value((*kept[:first], *where, *kept[first:]))
-
-
-def _masked(call: Call, value: Value, chosen: list[int], masks: list[Value]) -> Value:
-    """A mask takes the place of as many dimensions as it has, and leaves one of a length that only the run knows."""
-    if len(chosen) != 1:
-        raise Misfit
-    first, count = chosen[0], len(masks[0].dims)
-    for ours, theirs in zip(value.axes[first : first + count], masks[0].axes, strict=True):
-        call.unify(ours, theirs)
-        call.fix(ours, "is chosen by a mask")
-    kept = [Dim(dim.axis) for dim in value.dims]
-    return Value((*kept[:first], call.fixed(call.sizes[first]), *kept[first + count :]))
-
-
-def index_select(call: Call) -> Value:
-    """Positions of one dimension chosen by a list of numbers."""
-    value = call.value("self")
-    dim = value.index(call.arguments["dim"])
-    call.fix(value.axes[dim], "is looked up by number")
-    passed = [Dim(item.axis) for item in value.dims]
-    return Value((*passed[:dim], Dim(call.value("index").axes[0]), *passed[dim + 1 :]))
-
-
-def gather(call: Call) -> Value:
-    """Along one dimension, each by a number of its own; the others are the same where they are as long."""
-    value, numbers = call.value("self"), call.value("index")
-    dim = value.index(call.arguments["dim"])
-    for place, (ours, theirs) in enumerate(zip(value.axes, numbers.axes, strict=True)):
-        if place == dim or ours.size != theirs.size:
-            call.fix(ours)
-            call.fix(theirs)
-        else:
-            call.unify(ours, theirs)
-    return Value(tuple(Dim(axis) for axis in numbers.axes))
+    return Value(tuple(dims), merged.weight, call.common_points(values, len(values)))
 
 
 def pixel_shuffle(call: Call) -> Value:
@@ -287,13 +226,14 @@ def _reshaped(call: Call, value: Value, sizes: Iterable[Any]) -> Value:
         for dim in old:
             call.fix(dim.axis, f"is laid out in two ways that do not fit ({call.node.name})")
         axes = [atom(size, call.why) for size in new]
-    origins = _overlapping(old, new) if value.weight else [frozenset()] * len(new)
-    between = (Dim(*pair) for pair in zip(axes, origins, strict=True))
-    return Value((*front, *between, *tail), value.weight)
+    between = (Dim(*pair) for pair in zip(axes, _overlapping(old, new), strict=True))
+    return value.moved((*front, *between, *tail))
 
 
 def _overlapping(old: list[Dim], new: list[Any]) -> list[frozenset[Origin]]:
     """For each new dimension the origins of the old ones whose strides it shares."""
+    if not any(dim.origins for dim in old):
+        return [frozenset()] * len(new)
     spans = _spans([dim.axis.size for dim in old])
     found = []
     for low, high in _spans(new):
@@ -320,10 +260,19 @@ def _parts(axis: Axis, sizes: Iterable[int]) -> list[Axis]:
     return parts
 
 
+def _every(call: Call, axis: Axis, start: int) -> Axis:
+    """One position of each step, as where gates and values take turns."""
+    if start >= call.arguments["step"]:
+        raise Misfit
+    outer, inner = split(axis, call.arguments["step"])
+    call.fix(inner, f"is taken apart position by position ({call.node.name})")
+    return outer
+
+
 def _cut_loose(call: Call, value: Value, dim: int) -> Value:
     """The dimension is fixed and so is what came of it; the others pass."""
     call.fix(value.axes[dim])
-    return Value((*value.dims[:dim], call.fixed(call.sizes[dim]), *value.dims[dim + 1 :]), value.weight)
+    return value.moved((*value.dims[:dim], call.fixed(call.sizes[dim]), *value.dims[dim + 1 :]))
 
 
 def _swap(call: Call, count: int) -> list[int]:
@@ -373,10 +322,6 @@ RULES: dict[str, Rule] = {
     "glu": glu,
     **dict.fromkeys(words("cat concat concatenate"), concatenate),
     "stack": stack,
-    "embedding": embedding,
-    "index": index,
-    "index_select": index_select,
-    "gather": gather,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,

@@ -39,25 +39,42 @@ def _meet(call: Call, dims: list[Dim], weight: bool) -> Dim | None:
 
 def same_as_first(call: Call) -> Value:
     """The first tensor's dimensions, whatever the others are."""
+    first = call.operands()[0]
+    return Value(first.dims, first.weight)
+
+
+def same_numbers(call: Call) -> Value:
+    """The first tensor, perhaps in another type or memory."""
     return call.operands()[0]
 
 
 def reduction(call: Call) -> Result:
-    """Drops the reduced dimensions, or leaves them with size 1; one that tells positions fixes them."""
+    """Drops the reduced dimensions, or leaves them with size 1; the place of a largest is a position of the reduced one."""
     if call.has("other"):
         return pointwise(call)
     (value,) = call.operands()
     given = call.arguments.get("dim")
     listed = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     reduced = {value.index(dim) for dim in listed} or set(range(len(value.dims)))
-    if call.name in ("argmax", "argmin") or (call.name in ("max", "min") and given is not None):
-        for dim in reduced:
-            call.fix(value.axes[dim])
     keep = bool(call.arguments.get("keepdim"))
     left = [Dim(atom(1)) if dim in reduced else old for dim, old in enumerate(value.dims) if keep or dim not in reduced]
     result = Value(tuple(left), value.weight)
-    several = call.name in ("var_mean", "std_mean") or (call.name in ("max", "min") and given is not None)
-    return (result, result) if several else result
+    if call.name in ("var_mean", "std_mean"):
+        return result, result
+    if given is None or call.name not in ("max", "min", "argmax", "argmin"):
+        return result
+    place = Value(result.dims, points=value.axes[value.index(given)])
+    return place if call.name.startswith("arg") else (result, place)
+
+
+def largest(call: Call) -> Result:
+    """The k largest along a dimension, and their positions: it needs k of them, whichever they are."""
+    value = call.value("self")
+    dim, count = value.index(call.arguments["dim"]), call.arguments["k"]
+    axis = value.axes[dim]
+    call.flow.floors.append((axis, count))
+    dims = (*value.dims[:dim], call.fixed(count, "numbers the largest"), *value.dims[dim + 1 :])
+    return Value(dims), Value(dims, points=axis)
 
 
 def new_tensor(call: Call) -> Value:
@@ -157,13 +174,16 @@ def pad(call: Call) -> Value:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         words(
-            "to _to_copy type_as contiguous clone detach alias lift_fresh_copy dropout alpha_dropout feature_dropout "
-            "softmax _softmax log_softmax _log_softmax zeros_like ones_like full_like empty_like rand_like randn_like "
-            "bernoulli hardswish _conj resolve_conj fill zero nan_to_num rrelu logit"
+            "dropout alpha_dropout feature_dropout softmax _softmax log_softmax _log_softmax zeros_like ones_like full_like "
+            "empty_like rand_like randn_like bernoulli hardswish _conj resolve_conj fill zero nan_to_num rrelu logit"
         ),
         same_as_first,
     ),
-    **dict.fromkeys(words("copy __and__ __or__ __xor__ masked_fill where clamp"), pointwise),
+    **dict.fromkeys(words("to _to_copy type_as contiguous clone detach alias lift_fresh_copy"), same_numbers),
+    "topk": largest,
+    **dict.fromkeys(
+        words("copy __and__ __or__ __xor__ masked_fill where clamp multiply subtract divide true_divide"), pointwise
+    ),
     **dict.fromkeys(
         words(
             "mean sum nansum amax amin var std linalg_vector_norm norm prod any all logsumexp argmax argmin max min "

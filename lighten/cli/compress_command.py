@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=quantities.batch_size, default=1, help="examples a call (default: 1)")
     parser.add_argument("--metric", help="what is scored, e.g. f1 or top_5 (default: what suits the data)")
+    parser.add_argument("--tensorboard", metavar="DIR", help="a folder for the curves of every training step")
     parser.add_argument("--seed", metavar="N", help="of every random choice (default: the recipe's, else 0)")
 
 
@@ -76,11 +77,14 @@ def run(arguments: argparse.Namespace, show: Show) -> int:
 def _refuse_unknown_names(arguments: argparse.Namespace, recipe: "Recipe") -> None:
     """A slip of the finger is told before a large model and its data are read."""
     from lighten import catalog
+    from lighten.engine.scalars import summary_writer
     from lighten.evaluate.metrics import metric_named
 
     catalog.exporter(arguments.target)
     for step in recipe.steps:
         catalog.build_method(step)
+    if arguments.tensorboard is not None:
+        summary_writer()
     if arguments.metric is not None:
         metric_named(arguments.metric)
 
@@ -116,5 +120,13 @@ def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe",
     else:
         require_suited(arguments.metric, data.task)
         data = replace(data, metric=arguments.metric)
-    progress = progress_for(quiet=arguments.quiet or arguments.json)
-    return compress(model, data, budget=budget, recipe=recipe, target=target, out=arguments.out, progress=progress)
+    return compress(
+        model,
+        data,
+        budget=budget,
+        recipe=recipe,
+        target=target,
+        out=arguments.out,
+        tensorboard=arguments.tensorboard,
+        progress=progress_for(quiet=arguments.quiet or arguments.json),
+    )

@@ -43,10 +43,13 @@ class ChannelGroup:
     """Channels that are kept or cut together.
 
     name: of the first tensor that makes the channels, without `.weight`; unique in a graph. size: number of channels.
-    kind: "channel", "head" (attention heads, or key/value heads with the query heads that share them), or "neuron" (between
-    the two linear layers of a feed-forward block). slices: each tensor and dimension that carries the channels.
+    kind: "channel", "head" (attention heads, or key/value heads with the query heads that share them), "neuron" (between
+    the two linear layers of a feed-forward block), or "expert" (of those that a router picks from: its row of the router and
+    its weights). slices: each tensor and dimension that carries the channels.
     exact: cutting a channel gives what setting its "out" and "along" parameters to zero gives; False where a norm, a softmax
-    or a mean over the channels, or a value f(0) != 0 that is read, makes the two differ.
+    or a mean over the channels, or a value f(0) != 0 that is read, makes the two differ. Experts are never exact: one whose
+    weights are 0 is still picked, with the share that a score of 0 gives it.
+    least: how many must stay, because the network picks so many of them at a time.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ChannelGroup:
     kind: str
     slices: tuple[Slice, ...]
     exact: bool = False
+    least: int = 1
 
 
 @dataclass(frozen=True)

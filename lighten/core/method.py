@@ -22,6 +22,7 @@ from lighten.core.spec import Spec
 class Card:
     """name: the catalog key. title: one line. paper: author, year, identifier. needs_data: True when it calibrates.
     rewrites: True for a Rewrite, whose result is another network; False for a Method, whose result is a file's numbers.
+    trains: True when it goes through the one training loop.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Card:
     paper: str
     needs_data: bool
     rewrites: bool = False
+    trains: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Rewrite(Protocol):
     """A step that gives another network, to be exported by the steps behind it: channels cut, weights trained."""
 
     card: ClassVar[Card]
+
+    def check(self, model: Model, *, data: Data) -> None:
+        """Raises InputError or UnfitError where the step would, as far as model and data tell: called for every step of a
+        recipe before the first one works.
+        """
 
     def rewrite(self, model: Model, *, data: Data, run: Run, pins: Sequence[str] = ()) -> Model:
         """The new network; the given one is not changed. pins: names or patterns of sites that must stay as they are."""

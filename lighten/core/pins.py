@@ -1,4 +1,4 @@
-"""The user's pins: sites, by name or pattern, that must stay in float."""
+"""The user's pins: what must stay as it is, by name or pattern."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -8,16 +8,19 @@ from lighten.core.recipe import refuse_unknown
 from lighten.core.spec import Keep
 
 
-def pinned(plan: Plan, pins: Mapping[str, str], sites: Iterable[str]) -> Plan:
-    """The plan with every pinned site kept. A pin is a site's name, the path of a module above it, or a pattern with * and ?.
+def is_pinned(name: str, pins: Iterable[str]) -> bool:
+    """A pin is a name, the path of a module above it, or a pattern with * and ?."""
+    return any(fnmatchcase(name, pin) or name.startswith(f"{pin}.") for pin in pins)
 
-    Raises InputError with the nearest name when a pin matches nothing.
-    """
-    names = list(sites)
-    kept: set[str] = set()
+
+def pinned(plan: Plan, pins: Mapping[str, str]) -> Plan:
+    """The plan with every pinned site kept."""
+    return plan.replace({name: Keep() for name in plan if is_pinned(name, pins)})
+
+
+def refuse_unknown_pins(pins: Iterable[str], names: Iterable[str]) -> None:
+    """Raises InputError with the nearest of `names` for a pin that matches none of them."""
+    known = list(names)
     for pin in pins:
-        found = {name for name in names if fnmatchcase(name, pin) or name.startswith(f"{pin}.")}
-        if not found:
-            refuse_unknown("site", pin, names)
-        kept |= found
-    return plan.replace({name: Keep() for name in plan if name in kept})
+        if not any(is_pinned(name, [pin]) for name in known):
+            refuse_unknown("site", pin, known)

@@ -1,18 +1,30 @@
 """What a piece of work needs from its surroundings; passed in, there is no global session."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lighten.core.ledger import Ledger
+from lighten.core.model import Model
 
 Item = TypeVar("Item")
+What = str | Callable[[], str]
+"""What long work is called: a few words, or a function that gives them anew each time they are shown."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C in work that has something to show for it. result: the best so far, what the work would have returned."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.result = result
 
 
 class Progress(Protocol):
     """Shows long work with the time left."""
 
-    def track(self, items: Iterable[Item], *, what: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], *, what: What, total: int) -> Iterator[Item]:
         """Yields `items` unchanged while showing `what`."""
 
     def say(self, line: str) -> None:
@@ -29,10 +41,33 @@ class Memory(Protocol):
         """The same for a flat dict of tensors."""
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call on the target, measured interleaved. seconds: medians by name. noise: a fraction; two of equal speed
+    differ by so much.
+    """
+
+    seconds: Mapping[str, float]
+    noise: float
+
+    def ratio(self, name: str, other: str) -> float:
+        """seconds of `name` over those of `other`."""
+        return self.seconds[name] / self.seconds[other]
+
+
+class Clock(Protocol):
+    """Times networks where they will run, as the files that they become."""
+
+    def __call__(self, models: Mapping[str, Callable[[], Model]], /) -> Times:
+        """All of them in one measurement. models: what builds each, called once for a name, whose network must stay the same.
+        Raises UnfitError where one cannot be written for the target.
+        """
+
+
 class Silent:
     """Progress that shows nothing."""
 
-    def track(self, items: Iterable[Item], *, what: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], *, what: What, total: int) -> Iterator[Item]:
         yield from items
 
     def say(self, line: str) -> None:
@@ -51,10 +86,16 @@ class Forgetful:
 
 @dataclass(frozen=True)
 class Run:
-    """seed: of every random choice. threads: torch's and the runtime's intra-op threads."""
+    """seed: of every random choice. threads: torch's and the runtime's intra-op threads. folder: where long training may keep
+    checkpoints; None keeps none. tensorboard: where the curves of a training go. clock: how long a network takes on the
+    target; without one nothing is timed.
+    """
 
     seed: int = 0
     threads: int = 1
     progress: Progress = field(default_factory=Silent)
     memory: Memory = field(default_factory=Forgetful)
     ledger: Ledger = field(default_factory=Ledger)
+    folder: Path | None = None
+    tensorboard: Path | None = None
+    clock: Clock | None = None

@@ -18,10 +18,10 @@ _IDENTITY = "run"
 
 
 class FolderMemory:
-    """core.run.Memory over a folder, which is made when missing. Raises InputError where the folder cannot be written."""
+    """core.run.Memory over `folder`, which is made when missing. Raises InputError where it cannot be written."""
 
     def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
-        self._folder = make_folder(folder / "memory")
+        self._folder = make_folder(folder)
         wanted = json.dumps(dict(identity), sort_keys=True).encode()
         if self._read(_IDENTITY) != wanted:
             self._forget()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lighten.core.errors import InputError
 from lighten.engine.files import make_folder
@@ -22,13 +23,18 @@ def scalars(folder: Path | None, *, first_step: int = 0) -> Iterator[Log]:
     if folder is None:
         yield lambda name, value, step: None
         return
+    writer = summary_writer()(str(make_folder(folder)), purge_step=first_step)
+    try:
+        yield writer.add_scalar
+    finally:
+        writer.close()
+
+
+def summary_writer() -> type[Any]:
+    """tensorboard's writer. Raises InputError when it is not installed."""
     try:
         with quiet():
             from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("TensorBoard logs need tensorboard.", hint="pip install 'lighten[tensorboard]'") from error
-    writer = SummaryWriter(str(make_folder(folder)), purge_step=first_step)
-    try:
-        yield writer.add_scalar
-    finally:
-        writer.close()
+    return SummaryWriter

@@ -10,6 +10,7 @@ Dimension key: B examples, R rows an example has (two in sentence pairs), T toke
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class Shuffled:
         return islice(self._draw(torch.Generator().manual_seed(seed)), self.num_batches)
 
     def _draw(self, generator: torch.Generator) -> Iterator[Batch]:
-        waiting: dict[_Shapes, list[_Row]] = {}
+        waiting: dict[_Shapes, list[Row]] = {}
         drawn: set[_Shapes] = set()
         for window in self._windows() if self._kept is None else [self._kept]:
             for place in torch.randperm(len(window), generator=generator).tolist():
@@ -50,24 +51,24 @@ class Shuffled:
                 group.append(row)
                 if len(group) == self._size:
                     drawn.add(row.shapes)
-                    yield _to_batch(waiting.pop(row.shapes))
+                    yield to_batch(waiting.pop(row.shapes))
         # a shape with fewer examples than a batch would otherwise never be seen
-        yield from (_to_batch(group) for shapes, group in waiting.items() if shapes not in drawn)
+        yield from (to_batch(group) for shapes, group in waiting.items() if shapes not in drawn)
 
-    def _windows(self) -> "Iterator[list[_Row]]":
-        window: list[_Row] = []
+    def _windows(self) -> "Iterator[list[Row]]":
+        window: list[Row] = []
         held_bytes = 0
         for batch in self._split.batches(self._size):
             batch_bytes = sum(value.nbytes for value in batch.inputs)
             if window and held_bytes + batch_bytes > self._most_bytes:
                 yield window
                 window, held_bytes = [], 0
-            window.extend(_to_rows(batch))
+            window.extend(to_rows(batch))
             held_bytes += batch_bytes
         if window:
             yield window
 
-    def _count(self, first: "list[_Row]") -> int:
+    def _count(self, first: "list[Row]") -> int:
         if self._kept is None:
             return max(1, len(self._split) // self._size)
         return sum(max(1, count // self._size) for count in Counter(row.shapes for row in first).values())
@@ -76,7 +77,7 @@ class Shuffled:
 _Shapes = tuple[torch.Size, ...]
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One example. number: its position in the split. shapes: what it must have in common with the others of its batch."""
 
     inputs: tuple[Tensor, ...]
@@ -85,8 +86,14 @@ class _Row(NamedTuple):
     shapes: _Shapes
 
 
-def _to_rows(batch: Batch) -> Iterator[_Row]:
-    """Views of the batch: nothing is copied."""
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on another device."""
+    target = None if batch.target is None else batch.target.to(device)
+    return replace(batch, inputs=tuple(value.to(device) for value in batch.inputs), target=target)
+
+
+def to_rows(batch: Batch) -> Iterator[Row]:
+    """The batch's examples, views of it: nothing is copied. Raises UnfitError when they cannot be told apart."""
     num_examples = len(batch.index)
     if any(len(value) % num_examples for value in batch.inputs):
         rows = ", ".join(str(len(value)) for value in batch.inputs)
@@ -95,7 +102,7 @@ def _to_rows(batch: Batch) -> Iterator[_Row]:
     shapes = () if _is_masked_text(batch.inputs) else tuple(value.shape[1:] for value in batch.inputs)
     for place, index in enumerate(batch.index):
         target = None if batch.target is None else batch.target[place]
-        yield _Row(tuple(value[:, place] for value in by_example), target, index, shapes)
+        yield Row(tuple(value[:, place] for value in by_example), target, index, shapes)
 
 
 def _is_masked_text(inputs: tuple[Tensor, ...]) -> bool:
@@ -105,7 +112,8 @@ def _is_masked_text(inputs: tuple[Tensor, ...]) -> bool:
     )
 
 
-def _to_batch(rows: list[_Row]) -> Batch:
+def to_batch(rows: list[Row]) -> Batch:
+    """Rows of the same shapes stacked; masked texts are padded to the longest, with zeros."""
     columns = list(zip(*(row.inputs for row in rows), strict=True))
     if len({row.inputs[0].shape for row in rows}) > 1:
         masks = columns[1]

@@ -29,15 +29,19 @@ _NAMES = {function: name for name, function in _PYTHON.items()}
 
 
 def to_structure(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The graph as JSON data and the tensors that its nodes read, by name. Raises UnfitError for an operator with no name."""
-    nodes = [_node_to_data(node) for node in module.graph.nodes]
+    """The graph as JSON data and the tensors that its nodes read, by name; the guards that torch.export puts before a graph are
+    left out. Raises UnfitError for an operator with no name.
+    """
+    nodes = [_node_to_data(node) for node in module.graph.nodes if node.target != "_guards_fn"]
     names = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
     tensors = {name: _attribute(module, name).detach().contiguous() for name in names}
     return {"format": FORMAT, "nodes": nodes}, tensors
 
 
 def from_structure(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The inverse of `to_structure`. Raises InputError when an operator is unknown, a tensor missing or the data malformed."""
+    """The inverse of `to_structure`; a tensor that is a parameter becomes one. Raises InputError when an operator is unknown, a
+    tensor missing or the data malformed.
+    """
     if structure.get("format") != FORMAT:
         raise InputError(f"structure.json has format {structure.get('format')!r}; this version reads {FORMAT}.")
     root, graph = nn.Module(), fx.Graph()
@@ -169,5 +173,7 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
         if not hasattr(owner, part):
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
-    if not hasattr(owner, leaf):
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(leaf, value)
+    elif not hasattr(owner, leaf):
         owner.register_buffer(leaf, value)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from lighten.core.data import Batch, Split
 from lighten.core.errors import InputError, UnfitError
-from lighten.core.run import Run
+from lighten.core.run import Run, Stopped
 from lighten.engine import checkpoint
 from lighten.engine.losses import Loss
 from lighten.engine.modes import set_training
 from lighten.engine.scalars import Log, scalars
 from lighten.engine.schedule import Training, optimizer_for
-from lighten.engine.shuffle import Shuffled
+from lighten.engine.shuffle import Shuffled, to_device
 from lighten.engine.threads import torch_threads
 
 
@@ -33,7 +33,7 @@ from lighten.engine.threads import torch_threads
 class Extras:
     """What a training may be given beside its loss.
 
-    validate: the score of the network in evaluation mode, larger is better; called before training and after each epoch.
+    validate: the network's loss on examples that do not train, in evaluation mode; called before training and after each epoch.
     penalty: (module, progress in [0, 1)) -> a term added to the loss, for instance of group sparsity. after_step: (steps done,
     progress in (0, 1]), called when the weights have moved, for instance to put masks on again. folder: where the checkpoint
     lies; a training that finds its own there goes on, one that is finished is not repeated. tensorboard: where event files go.
@@ -48,13 +48,13 @@ class Extras:
 
 @dataclass(frozen=True)
 class Epoch:
-    """number: 0 is before training, where there is no loss. loss: mean over the steps, penalty included. score: of validation,
-    None without one and where it is not finite. lr: at the last step. seconds: training and validation.
+    """number: 0 is before training, where there is no loss. loss: mean over the steps, penalty included. validation: the loss
+    there, None without one and where it is not finite. lr: at the last step. seconds: training and validation.
     """
 
     number: int
     loss: float | None
-    score: float | None
+    validation: float | None
     lr: float
     seconds: float
 
@@ -79,7 +79,7 @@ def train(
 
     However it ends, by an error or Ctrl-C too, the module is in evaluation mode and has the weights to keep so far. Raises
     UnfitError when loss or gradient are not finite or nothing can be trained, InputError when the split is empty or patience
-    has no validation to watch.
+    has no validation to watch. Ctrl-C is raised as core.run.Stopped with a Trained once an epoch is done.
     """
     extras = extras or Extras()
     if training.patience is not None and extras.validate is None:
@@ -89,9 +89,15 @@ def train(
         fit.resume()
         stack.callback(fit.finish)
         log = stack.enter_context(scalars(extras.tensorboard, first_step=fit.step + 1))
-        for _ in run.progress.track(fit.steps(log), what="training", total=fit.num_steps - fit.step):
-            pass  # a step is made by asking for it
-    return Trained(module, fit.kept_epoch, tuple(fit.history), fit.step, fit.step < fit.num_steps)
+        try:
+            for _ in run.progress.track(fit.steps(log), what=fit.news, total=fit.num_steps - fit.step):
+                pass  # a step is made by asking for it
+        except KeyboardInterrupt as interrupt:
+            if len(fit.history) < 2:
+                raise
+            run.ledger.note("interrupted training", kept_epoch=fit.kept_epoch)
+            raise Stopped(fit.trained()) from interrupt
+    return fit.trained()
 
 
 class _Fit:
@@ -108,6 +114,7 @@ class _Fit:
         self.num_steps = max(1, round(training.epochs * batches.num_batches))
         self.step = 0
         self.history: list[Epoch] = []
+        self.losses: list[float] = []
         self.kept, self.kept_epoch = checkpoint.snapshot(module), 0
         self.start = checkpoint.digest(self.kept)
         self.average = None if training.ema is None else _copies(module)
@@ -117,16 +124,29 @@ class _Fit:
         if not self.history:
             self._end_epoch(None, time.perf_counter(), log)
         while self.step < self.num_steps and not self._is_stale():
-            began, losses = time.perf_counter(), []
+            began, self.losses = time.perf_counter(), []
             torch.manual_seed(self._seed())
             set_training(self.module, True, freeze_norm=self.training.freeze_norm)
             for batch in self.batches.epoch(self._seed()):
-                losses.append(self._step(_to_device(batch, self.device), log))
+                self.losses.append(self._step(to_device(batch, self.device), log))
                 yield
                 if self.step == self.num_steps:
                     break
-            self._end_epoch(math.fsum(losses) / len(losses), began, log)
+            self._end_epoch(_mean(self.losses), began, log)
             self._save()
+
+    def news(self) -> str:
+        """Where the training is, in a line."""
+        num_epochs = math.ceil(self.training.epochs)
+        said = f"training, epoch {min(len(self.history), num_epochs)} of {num_epochs}"
+        if self.losses:
+            said += f", loss {_mean(self.losses):.4g}"
+        last = self.history[-1].validation if self.history else None
+        return said if last is None else f"{said}, validation {last:.4g}"
+
+    def trained(self) -> Trained:
+        """What there is so far."""
+        return Trained(self.module, self.kept_epoch, tuple(self.history), self.step, self.step < self.num_steps)
 
     def resume(self) -> None:
         """Takes up the checkpoint in the folder if it is of this very training, from these weights or those it left behind."""
@@ -143,6 +163,8 @@ class _Fit:
             value.copy_(parts["average"][name])
         self.kept, self.kept_epoch, self.start = parts["kept"], facts["kept"], facts["start"]
         self.step, self.history = facts["step"], [Epoch(**epoch) for epoch in facts["history"]]
+        for epoch in self.history:
+            self._note(epoch)
         self.run.ledger.note("resumed training", epoch=self.history[-1].number, step=self.step)
 
     def finish(self) -> None:
@@ -199,23 +221,26 @@ class _Fit:
     def _end_epoch(self, loss: float | None, began: float, log: Log) -> None:
         with self._averaged():
             set_training(self.module, False)
-            score = self._score()
-            if self.training.keep == "last" or self.extras.validate is None or _is_above(score, self.history):
+            validation = self._validation()
+            if self.training.keep == "last" or self.extras.validate is None or _is_best(validation, self.history):
                 self.kept, self.kept_epoch = checkpoint.snapshot(self.module), len(self.history)
         lr = self.optimizer.param_groups[0]["lr"] if self.step else 0.0
-        epoch = Epoch(len(self.history), loss, score, lr, round(time.perf_counter() - began, 3))
+        epoch = Epoch(len(self.history), loss, validation, lr, round(time.perf_counter() - began, 3))
         self.history.append(epoch)
+        self._note(epoch)
+        if validation is not None:
+            log("validation/loss", validation, self.step)
+
+    def _note(self, epoch: Epoch) -> None:
         facts = {name: value for name, value in asdict(epoch).items() if name not in ("number", "seconds")}
         self.run.ledger.note("trained an epoch", epoch=epoch.number, epoch_seconds=epoch.seconds, **facts)
-        if score is not None:
-            log("validation/score", score, self.step)
 
-    def _score(self) -> float | None:
+    def _validation(self) -> float | None:
         if self.extras.validate is None:
             return None
         with torch.no_grad():
-            score = float(self.extras.validate(self.module))
-        return score if math.isfinite(score) else None
+            loss = float(self.extras.validate(self.module))
+        return loss if math.isfinite(loss) else None
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -231,7 +256,7 @@ class _Fit:
             checkpoint.restore(self.module, current)
 
     def _is_stale(self) -> bool:
-        best = max(self.history, key=lambda epoch: -math.inf if epoch.score is None else epoch.score)
+        best = min(self.history, key=lambda epoch: math.inf if epoch.validation is None else epoch.validation)
         return self.training.patience is not None and self.history[-1].number - best.number >= self.training.patience
 
     def _seed(self) -> int:
@@ -260,17 +285,16 @@ class _Fit:
         checkpoint.save(self.extras.folder, parts, facts)
 
 
-def _is_above(score: float | None, history: list[Epoch]) -> bool:
-    return score is not None and all(epoch.score is None or score > epoch.score for epoch in history)
+def _is_best(loss: float | None, history: list[Epoch]) -> bool:
+    return loss is not None and all(epoch.validation is None or loss < epoch.validation for epoch in history)
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    target = None if batch.target is None else batch.target.to(device)
-    return replace(batch, inputs=tuple(value.to(device) for value in batch.inputs), target=target)
 
 
 def _own_randomness(module: nn.Module) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@ files.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from lighten.core.errors import InputError
 from lighten.core.method import Compressed
 from lighten.core.model import Model
 from lighten.engine.files import make_folder, write_atomic
+from lighten.engine.quiet import quiet
 from lighten.engine.structure import to_structure
+
+PRETRAINED = "pretrained"
 
 
 def write_archive(compressed: Compressed, folder: Path) -> list[str]:
@@ -29,6 +33,20 @@ def write_archive(compressed: Compressed, folder: Path) -> list[str]:
         folder / "weights.safetensors", safetensors.torch.save({name: tensor.clone() for name, tensor in tensors.items()})
     )
     return ["structure.json", "weights.safetensors", *_copy_preprocessing(model, folder)]
+
+
+def write_pretrained(network: Any, model: Model, folder: Path) -> list[str]:
+    """`pretrained` in `folder`: config.json, model.safetensors and the preprocessing files, which `from_pretrained` and
+    `lighten.load` read. Returns the names, relative to `folder`.
+
+    network: has save_pretrained. Raises InputError when a preprocessing file cannot be read or the folder not be written.
+    """
+    place = make_folder(folder / PRETRAINED)
+    with quiet():
+        network.save_pretrained(place)
+    own = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    copied = replace(model, origin=replace(model.origin, files=tuple(name for name in model.origin.files if name not in own)))
+    return [f"{PRETRAINED}/{name}" for name in sorted({*own, *_copy_preprocessing(copied, place)})]
 
 
 def _interface(model: Model) -> dict[str, Any]:

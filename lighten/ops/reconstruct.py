@@ -10,8 +10,9 @@ S spatial positions, Q positions of a kernel. A convolution is a linear layer on
 channel. Every Gram matrix may have leading dimensions, one for each group of a grouped convolution.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 
 DAMP = 0.01
 """Fraction of the mean diagonal, as in GPTQ (arXiv:2210.17323)."""
+DAMPS = (1e-6, 1e-4, 1e-2, 1.0)
+"""What `refit_chosen` chooses from."""
+STEPS = 5
 ROWS_AT_ONCE = 2048
 _SMALLEST_DIAGONAL = 1e-30
 
@@ -144,6 +148,122 @@ def matching_bias(mean_O: Tensor, w_OJ: Tensor, mean_J: Tensor) -> Tensor:
     return (mean_O.double() - (w_OJ.double() @ mean_J.double()[..., None])[..., 0]).to(w_OJ.dtype)
 
 
+@dataclass(frozen=True)
+class Affine:
+    """y_GNT = x_GNJ W^T + b, of each group. has_bias: whether b may move; else it is zero."""
+
+    w_GTJ: Tensor
+    bias_GT: Tensor
+    has_bias: bool
+
+    def __call__(self, x_GNJ: Tensor) -> Tensor:
+        return x_GNJ @ self.w_GTJ.mT + self.bias_GT[:, None]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where outputs y should go: slope * y + offset equals `target` once both are clamped to [low, high].
+
+    offset: what is added behind the layer, a residual stream for instance. low 0, high infinite: a ReLU follows. slope: not 0.
+    """
+
+    target_GNT: Tensor
+    offset_GNT: Tensor
+    slope_GT: Tensor
+    low: float = -math.inf
+    high: float = math.inf
+
+    def rows(self, chosen_N: Tensor) -> "Goal":
+        """The goal of some of the rows, a mask or positions."""
+        return replace(self, target_GNT=self.target_GNT[:, chosen_N], offset_GNT=self.offset_GNT[:, chosen_N])
+
+    def nearest(self, y_GNT: Tensor) -> Tensor:
+        """The outputs closest to y that meet the goal: where the target is clamped, whatever is clamped too."""
+        now_GNT, wanted_GNT = y_GNT * self.slope_GT[:, None] + self.offset_GNT, self.target_GNT
+        if self.low > -math.inf:
+            wanted_GNT = torch.where(wanted_GNT <= self.low, now_GNT.clamp_max(self.low), wanted_GNT)
+        if self.high < math.inf:
+            wanted_GNT = torch.where(wanted_GNT >= self.high, now_GNT.clamp_min(self.high), wanted_GNT)
+        return (wanted_GNT - self.offset_GNT) / self.slope_GT[:, None]
+
+    def error(self, y_GNT: Tensor) -> float:
+        """Mean squared distance of what the clamp gives."""
+        now_GNT = y_GNT * self.slope_GT[:, None] + self.offset_GNT
+        gap_GNT = now_GNT.clamp(self.low, self.high) - self.target_GNT.clamp(self.low, self.high)
+        return float(gap_GNT.square().mean())
+
+
+def refit_chosen(layer: Affine, x_GNJ: Tensor, goal: Goal, *, is_held_N: Tensor) -> Affine:
+    """The refitted layer with the ridge of DAMPS that has the least error on held-out rows; the layer itself if none lowers it.
+
+    is_held_N: bool, rows that take no part in the choice's fits; the chosen ridge is then fitted on all rows. So a repair that
+    does not carry over to other examples is not made. Cost: two Gram matrices, a Cholesky factorization a damp and step.
+    """
+    held, fit = goal.rows(is_held_N), _Rows.of(x_GNJ[:, ~is_held_N], layer.has_bias)
+    x_held_GNJ = x_GNJ[:, is_held_N]
+    errors: dict[float, float] = {}
+    for damp in DAMPS:
+        errors[damp] = held.error(_refit(layer, fit, goal.rows(~is_held_N), damp=damp, steps=1)(x_held_GNJ))
+    best = min(DAMPS, key=errors.__getitem__)
+    if not errors[best] < held.error(layer(x_held_GNJ)):
+        return layer
+    return refit_rows(layer, x_GNJ, goal, damp=best)
+
+
+def refit_rows(layer: Affine, x_GNJ: Tensor, goal: Goal, *, damp: float) -> Affine:
+    """W', b' that minimize E dist(W' x + b', outputs that meet the goal)^2 + ridge ||W' - W||^2, in w's type.
+
+    Without a clamp this is `refit_drifted`. With one the outputs that meet the goal are a convex set, and least squares to the
+    nearest point of it and the nearest point to the new outputs take turns, five times: each turn lowers the objective (the
+    auxiliary outputs of Zhang et al. 2015, arXiv:1505.06798, section 3.2, with exact penalty). Without a bias to move the
+    moments are about zero. Raises torch.linalg.LinAlgError as `inverse` does.
+    """
+    steps = 1 if math.isinf(goal.low) and math.isinf(goal.high) else STEPS
+    return _refit(layer, _Rows.of(x_GNJ, layer.has_bias), goal, damp=damp, steps=steps)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Inputs; their mean (zero without a bias to move); inputs about it, and the Gram matrix of these per row."""
+
+    x_GNJ: Tensor
+    mean_GJ: Tensor
+    centred_GNJ: Tensor
+    gram_GJJ: Tensor
+
+    @staticmethod
+    def of(x_GNJ: Tensor, has_bias: bool) -> "_Rows":
+        mean_GJ = x_GNJ.mean(1) if has_bias else torch.zeros_like(x_GNJ[:, 0])
+        centred_GNJ = x_GNJ - mean_GJ[:, None]
+        return _Rows(x_GNJ, mean_GJ, centred_GNJ, _product(centred_GNJ, centred_GNJ))
+
+
+def _refit(layer: Affine, rows: _Rows, goal: Goal, *, damp: float, steps: int) -> Affine:
+    wanted_GNT = (goal.target_GNT - goal.offset_GNT) / goal.slope_GT[:, None]
+    refitted = _to_outputs(layer, rows, wanted_GNT, damp)
+    for _ in range(steps - 1):
+        wanted_GNT = goal.nearest(refitted(rows.x_GNJ))
+        refitted = _to_outputs(layer, rows, wanted_GNT, damp)
+    return refitted
+
+
+def _to_outputs(layer: Affine, rows: _Rows, wanted_GNT: Tensor, damp: float) -> Affine:
+    mean_GT = wanted_GNT.mean(1) if layer.has_bias else layer.bias_GT
+    cross_GTJ = _product(wanted_GNT - mean_GT[:, None], rows.centred_GNJ)
+    w_GTJ = refit_drifted(layer.w_GTJ, cross_GTJ, rows.gram_GJJ, damp=damp)
+    bias_GT = matching_bias(mean_GT, w_GTJ, rows.mean_GJ) if layer.has_bias else layer.bias_GT
+    return Affine(w_GTJ, bias_GT, layer.has_bias)
+
+
+def _product(y_GNT: Tensor, x_GNJ: Tensor) -> Tensor:
+    """E[y x^T], float64, widened 2048 rows at a time."""
+    total_GTJ = torch.zeros(len(x_GNJ), y_GNT.shape[2], x_GNJ.shape[2], dtype=torch.float64, device=x_GNJ.device)
+    for start in range(0, x_GNJ.shape[1], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        total_GTJ += y_GNT[:, rows].double().mT @ x_GNJ[:, rows].double()
+    return total_GTJ / x_GNJ.shape[1]
+
+
 def channel_columns(positions_CP: Tensor, kernel: int = 1) -> Tensor:
     """columns_CR: which columns of a flattened weight (O, I * kernel) belong to each channel, int64, R = P * kernel.
 
@@ -178,6 +298,19 @@ def unfold_columns(x_BCS: Tensor, window: Window, *, count: int, generator: torc
     index_NQ = corner_N[:, None] + _offsets(window.kernel, window.dilation, pitch)
     patches_NQC = padded.flatten(2)[example_N[:, None].to(x_BCS.device), :, index_NQ.to(x_BCS.device)]
     return patches_NQC.mT.flatten(1)
+
+
+def stuffed(x_BCS: Tensor, stride: tuple[int, ...], more: tuple[int, ...]) -> Tensor:
+    """The input with stride - 1 zeros between neighbours and `more` behind the last (the output_padding).
+
+    A transposed convolution with padding p, dilation d and kernel k is a convolution of this, of stride 1 and padding
+    d (k - 1) - p, with the kernel flipped and its channel dimensions exchanged (Dumoulin and Visin 2016, arXiv:1603.07285).
+    """
+    spaced = [(size - 1) * step + 1 + extra for size, step, extra in zip(x_BCS.shape[2:], stride, more, strict=True)]
+    result = x_BCS.new_zeros(*x_BCS.shape[:2], *spaced)
+    places = tuple(slice(0, size - extra, step) for size, step, extra in zip(spaced, stride, more, strict=True))
+    result[(slice(None), slice(None), *places)] = x_BCS
+    return result
 
 
 def group_sparsity(w_CK: Tensor, strength_C: Tensor, *, squared: bool = False) -> Tensor:

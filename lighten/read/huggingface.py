@@ -175,6 +175,9 @@ def _load(folder: Path, task: str, config: dict[str, Any]) -> Any:
                 folder,
                 local_files_only=True,
                 dtype=torch.float32,
+                # the default is an operator of transformers' own, of which neither ONNX nor a reader without transformers
+                # knows; networks without experts pass it over
+                experts_implementation="batched_mm",
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name

@@ -4,6 +4,7 @@ A chart never carries a number alone: each stands beside its figures in text, or
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lighten.report.markup import NOTHING, Html, element, join, text
 
@@ -74,6 +75,34 @@ def strip(before: Sequence[float], after: Sequence[float], *, tips: Sequence[str
     )
     base = element("line", x1="0", x2="100%", y1=_STRIP_HEIGHT - 0.5, y2=_STRIP_HEIGHT - 0.5, class_="axis")
     return element("svg", columns, base, class_="strip", role="img", aria_label=label, height=_STRIP_HEIGHT)
+
+
+def curves(
+    lines: Sequence[tuple[Sequence[float | None], str]], *, tips: Sequence[str], label: str, mark: int | None = None
+) -> Html:
+    """Lines over the same places, each its values (None where there is none) and its kind; the axis spans what occurs. mark:
+    the place that is pointed out. tips: what a place says when pointed at.
+    """
+    known = [value for values, _ in lines for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    width = 100 / max(len(tips), 1)
+
+    def point(place: int, value: float) -> tuple[str, str]:
+        share = (high - value) / ((high - low) or 1.0)
+        return f"{(place + 0.5) * width:.3f}%", f"{4 + share * (_STRIP_HEIGHT - 8):.1f}"
+
+    drawn = []
+    for values, kind in lines:
+        points = [point(place, value) for place, value in enumerate(values) if value is not None]
+        for (x1, y1), (x2, y2) in pairwise(points):
+            drawn.append(element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind))
+        drawn.extend(element("circle", cx=x, cy=y, r="2.5", class_=kind) for x, y in points)
+    shown = NOTHING if mark is None else _column(mark * width, width, height=1.0, kind="mark")
+    hit = join(
+        element("g", element("title", text(tip)), _column(place * width, width, height=1.0, kind="hit"))
+        for place, tip in enumerate(tips)
+    )
+    return element("svg", shown, *drawn, hit, class_="curves", role="img", aria_label=label, height=_STRIP_HEIGHT)
 
 
 def icon(holds: bool | None) -> Html:

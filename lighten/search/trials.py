@@ -55,7 +55,7 @@ class Trials:
     def __post_init__(self) -> None:
         self.original = self.exporter.write_float(self.model, self.folder / "original.onnx")
         self.baseline = self.predict(self.original.path, "scoring the original", key="original")
-        self.timed_on = self._representative_batch()
+        self.timed_on = representative_batch(self.data, self.target)
 
     def predict(self, path: Path, what: str, *, key: str) -> Predictions:
         """What the file says about the test examples, in the runtime, at the target's batch size."""
@@ -96,11 +96,12 @@ class Trials:
             return collect_probe(session, train=self.data.calibration, test=self.data.test, how=how, what=what)
         return collect(session, self.data.test, how=how, what=what)
 
-    def _representative_batch(self) -> Batch:
-        """The largest of the first 64 test batches: for texts of many lengths a long one, for images any one."""
-        batches = list(self.data.test.batches(self.target.batch, 64 * self.target.batch))
-        full = [batch for batch in batches if len(batch.index) == self.target.batch] or batches
-        return max(full, key=lambda batch: sum(value.numel() for value in batch.inputs))
+
+def representative_batch(data: Data, target: Target) -> Batch:
+    """What to time on: the largest of the first 64 test batches: for texts of many lengths a long one, for images any one."""
+    batches = list(data.test.batches(target.batch, 64 * target.batch))
+    full = [batch for batch in batches if len(batch.index) == target.batch] or batches
+    return max(full, key=lambda batch: sum(value.numel() for value in batch.inputs))
 
 
 def _call(session: Runner, batch: Batch) -> Any:

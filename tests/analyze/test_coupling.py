@@ -1,4 +1,6 @@
-"""Channel groups and cutting, on one small network for each way in which channels are coupled (patterns.py)."""
+"""Channel groups and cutting, on one small network for each way in which channels are coupled (patterns.py), and for styles
+in use (styles.py).
+"""
 
 import copy
 import dataclasses
@@ -7,6 +9,7 @@ import itertools
 import time
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,10 +23,19 @@ from lighten.analyze.trace import export_program
 from lighten.core.channels import ChannelGroup, Slice
 from lighten.core.errors import InputError, UnfitError
 
-_SPEC = importlib.util.spec_from_file_location("patterns", Path(__file__).with_name("patterns.py"))
-patterns = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(patterns)
-PATTERNS = patterns.PATTERNS
+
+def beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+patterns, styles = beside("patterns"), beside("styles")
+PATTERNS = patterns.PATTERNS + [
+    patterns.Pattern(name, build, lambda shape=shape: (torch.randn(*shape),), groups)
+    for name, build, shape, groups in styles.STYLES
+]
 every_pattern = pytest.mark.parametrize("name", [pattern.name for pattern in PATTERNS])
 
 
@@ -41,8 +53,8 @@ def coupled(name: str) -> tuple[fx.GraphModule, tuple[Tensor, ...], Coupling]:
 
 
 def kept_of(group: ChannelGroup, seed: int = 0) -> Tensor:
-    """70 % of the channels, at least one, drawn at random."""
-    count = max(1, round(0.7 * group.size))
+    """70 % of the channels, at least as many as must stay, drawn at random."""
+    count = max(group.least, round(0.7 * group.size))
     return torch.randperm(group.size, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
@@ -119,7 +131,7 @@ def test_cutting_nothing_changes_nothing_and_leaves_the_original_alone(name: str
     before = {key: value.clone() for key, value in module.state_dict().items()}
     whole = cut(module, coupling, {group.name: torch.arange(group.size) for group in coupling.groups})
     assert torch.equal(whole(*example), module(*example))
-    cut(module, coupling, {group.name: torch.tensor([0]) for group in coupling.groups})
+    cut(module, coupling, {group.name: torch.arange(group.least) for group in coupling.groups})
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
@@ -179,17 +191,17 @@ def test_inputs_and_outputs_are_fixed_with_the_reason() -> None:
 
 
 def test_an_operator_without_a_rule_fixes_what_it_touches_and_is_named() -> None:
-    class Sorted(nn.Module):
+    class Middle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.up, self.down = nn.Linear(12, 9), nn.Linear(4, 3)
+            self.up, self.down = nn.Linear(12, 9), nn.Linear(1, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.down(self.up(x).topk(4, dim=-1).values)
+            return self.down(self.up(x).median(dim=-1, keepdim=True).values)
 
-    coupling = couple(graph_of(Sorted(), patterns.rows()))
+    coupling = couple(graph_of(Middle(), patterns.rows()))
     assert coupling.groups == ()
-    assert "topk" in {found.tensor: found.reason for found in coupling.fixed}["up.weight"]
+    assert "median" in {found.tensor: found.reason for found in coupling.fixed}["up.weight"]
 
 
 def test_a_view_that_mixes_channels_and_pixels_fixes_both() -> None:
@@ -243,6 +255,24 @@ def test_indices_that_are_no_channels_are_refused(kept: list[int]) -> None:
     module, _, coupling = coupled("residual")
     with pytest.raises(InputError, match=r"sorted indices in the range \[0, 8\)"):
         cut(module, coupling, {"stem": torch.tensor(kept, dtype=torch.int64)})
+
+
+def test_fewer_experts_than_a_token_picks_are_refused() -> None:
+    module, _, coupling = coupled("experts picked by number")
+    assert {group.name: group.least for group in coupling.groups} == {"up": 1, "router": 2, "up_EID": 1}
+    with pytest.raises(InputError, match=r"router: .* at least 2. Got \[3\]"):
+        cut(module, coupling, {"router": torch.tensor([3])})
+
+
+@torch.no_grad()
+def test_cutting_experts_that_no_token_picks_changes_nothing() -> None:
+    module, example, coupling = coupled("experts whose shares are scattered")
+    biased = copy.deepcopy(module)
+    # a score so low that experts 1 and 4 are never among the two best
+    biased.router.bias[[1, 4]] -= 1e4
+    smaller = cut(biased, coupling, {"router": torch.tensor([0, 2, 3, 5])})
+    # sums over fewer terms are rounded in another order
+    torch.testing.assert_close(smaller(*example), biased(*example), rtol=0, atol=1e-5)
 
 
 def test_a_literal_that_cannot_follow_is_refused_with_the_node() -> None:

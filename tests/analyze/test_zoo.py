@@ -47,5 +47,5 @@ def test_a_network_traces_with_a_dynamic_batch(entry: Entry) -> None:
 def test_pruning_does_what_the_table_states(entry: Entry) -> None:
     row = measure(entry)
     found, stated = dict(zip(COLUMNS, cells(row), strict=True)), STATED[entry.name]
-    for column in ("groups", "channels, heads, neurons", "parameters cut", "backward", "reload", "refused, with reason"):
+    for column in (*COLUMNS[3:6], *COLUMNS[7:9], *COLUMNS[10:]):  # not times, nor differences in the last bits
         assert found[column] == stated[column], column

@@ -66,10 +66,10 @@ def test_the_order_of_the_identity_does_not_matter(tmp_path):
 @pytest.mark.parametrize("kind", ["remember", "remember_tensors"])
 def test_a_damaged_entry_is_computed_again_and_repaired(tmp_path, damage, kind):
     memory = FolderMemory(tmp_path, identity=MINE)
-    before = set((tmp_path / "memory").iterdir())
+    before = set(tmp_path.iterdir())
     compute = Counted([1, 2, 3] if kind == "remember" else {"x": torch.arange(3)})
     getattr(memory, kind)("key", compute)
-    (entry,) = set((tmp_path / "memory").iterdir()) - before
+    (entry,) = set(tmp_path.iterdir()) - before
     content = bytearray(entry.read_bytes())
     content[-1] ^= 1  # the last byte lies in the value, not in its hash
     entry.write_bytes({"flipped": bytes(content), "cut": bytes(content[: len(content) // 2]), "emptied": b""}[damage])
@@ -91,12 +91,13 @@ def test_a_computation_that_fails_leaves_no_entry(tmp_path):
 
 def test_a_damaged_identity_forgets(tmp_path):
     FolderMemory(tmp_path, identity=MINE).remember("key", lambda: 1)
-    (identity,) = (path for path in (tmp_path / "memory").iterdir() if json.dumps(MINE).encode() in path.read_bytes())
+    (identity,) = (path for path in tmp_path.iterdir() if json.dumps(MINE).encode() in path.read_bytes())
     identity.write_bytes(b"")
     assert FolderMemory(tmp_path, identity=MINE).remember("key", lambda: 2) == 2
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "memory").write_text("")
+    place = tmp_path / "file"
+    place.write_text("")
     with pytest.raises(InputError, match="is in the way"):
-        FolderMemory(tmp_path, identity=MINE)
+        FolderMemory(place, identity=MINE)

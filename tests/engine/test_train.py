@@ -10,7 +10,7 @@ from networks import Residual, Tensors, images
 from torch import nn
 
 from lighten.core.errors import InputError, UnfitError
-from lighten.core.run import Run
+from lighten.core.run import Run, Stopped
 from lighten.engine.losses import cross_entropy, loss_for, mean_squared
 from lighten.engine.modes import set_training
 from lighten.engine.schedule import OPTIMIZERS, Training, optimizer_for
@@ -48,6 +48,10 @@ def points(count: int = 96, seed: int = 1) -> Tensors:
 
 def accuracy(split: Tensors):
     return lambda module: float((module(split.inputs[0]).argmax(1) == split.target).float().mean())
+
+
+def errors(split: Tensors):
+    return lambda module: 1 - accuracy(split)(module)
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -172,17 +176,19 @@ def test_a_fraction_of_an_epoch_is_a_fraction_of_its_steps():
 def test_a_resumed_training_repeats_an_uninterrupted_one_bit_for_bit(tmp_path, knobs, step):
     split, training = points(), Training(epochs=4, batch_size=16, **knobs)  # 6 steps an epoch
     whole = network()
-    reference = train(whole, split, loss=cross_entropy, training=training, run=Run(), extras=Extras(accuracy(split)))
-    extras = Extras(accuracy(split), after_step=stop_at(step), folder=tmp_path)
+    reference = train(whole, split, loss=cross_entropy, training=training, run=Run(), extras=Extras(errors(split)))
+    extras = Extras(errors(split), after_step=stop_at(step), folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(network(), split, loss=cross_entropy, training=training, run=Run(), extras=extras)
     resumed, run = network(), Run()
-    extras = Extras(accuracy(split), folder=tmp_path)
+    extras = Extras(errors(split), folder=tmp_path)
     done = train(resumed, split, loss=cross_entropy, training=training, run=run, extras=extras)
     assert are_identical(weights(resumed), weights(whole))
-    assert [(epoch.loss, epoch.score, epoch.lr) for epoch in done.history] == [
-        (epoch.loss, epoch.score, epoch.lr) for epoch in reference.history
+    assert [(epoch.loss, epoch.validation, epoch.lr) for epoch in done.history] == [
+        (epoch.loss, epoch.validation, epoch.lr) for epoch in reference.history
     ]
+    noted = [entry["epoch"] for entry in run.ledger.entries if entry["what"] == "trained an epoch"]
+    assert noted == [0, 1, 2, 3, 4]  # those of the interrupted training too
     resumptions = [entry["step"] for entry in run.ledger.entries if entry["what"] == "resumed training"]
     assert resumptions == ([] if step <= 6 else [(step - 1) // 6 * 6])
 
@@ -196,6 +202,19 @@ def test_the_module_that_an_interrupt_left_behind_is_taken_up_too(tmp_path):
         train(module, split, loss=cross_entropy, training=training, run=Run(), extras=extras)
     train(module, split, loss=cross_entropy, training=training, run=Run(), extras=Extras(folder=tmp_path))
     assert are_identical(weights(module), weights(whole))
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_an_interrupt_after_an_epoch_carries_what_was_trained(step):
+    validate, seen = losses(0.9, 0.5)
+    module, extras = network(), Extras(validate, after_step=stop_at(step))  # 6 steps an epoch
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(module, points(), loss=cross_entropy, training=Training(batch_size=16), run=Run(), extras=extras)
+    assert (type(caught.value) is Stopped) == (step == 9)
+    if step == 9:
+        assert (caught.value.result.kept, caught.value.result.num_steps) == (1, 9)
+        assert caught.value.result.module is module
+    assert are_identical(weights(module), seen[-1])
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
@@ -241,7 +260,7 @@ def test_shared_weights_are_stored_once_and_resumed(tmp_path):
     assert module[2].weight is module[0].weight
 
 
-def scores(*values: float):
+def losses(*values: float):
     """A validation that says these, one after the other, and remembers the weights it saw."""
     seen = []
 
@@ -253,17 +272,17 @@ def scores(*values: float):
 
 
 def test_training_stops_early_and_keeps_the_best_weights():
-    validate, seen = scores(0.1, 0.5, 0.9, 0.8, 0.9, 1.0)
+    validate, seen = losses(0.9, 0.5, 0.1, 0.2, 0.1, 0.0)
     module = network()
     training = Training(epochs=10, batch_size=16, patience=2)
     done = train(module, points(), loss=cross_entropy, training=training, run=Run(), extras=Extras(validate))
     assert (done.kept, done.stopped_early, len(seen)) == (2, True, 5)
     assert are_identical(weights(module), seen[2])
-    assert [epoch.score for epoch in done.history] == [0.1, 0.5, 0.9, 0.8, 0.9]
+    assert [epoch.validation for epoch in done.history] == [0.9, 0.5, 0.1, 0.2, 0.1]
 
 
 def test_weights_that_training_only_made_worse_are_given_back():
-    validate, seen = scores(0.9, 0.5, 0.4)
+    validate, seen = losses(0.1, 0.5, 0.6)
     module = network()
     done = train(module, points(), loss=cross_entropy, training=Training(epochs=2), run=Run(), extras=Extras(validate))
     assert done.kept == 0
@@ -271,17 +290,17 @@ def test_weights_that_training_only_made_worse_are_given_back():
 
 
 def test_the_last_weights_are_kept_where_that_is_asked():
-    validate, seen = scores(0.9, 0.5, 0.4)
+    validate, seen = losses(0.1, 0.5, 0.6)
     module, training = network(), Training(epochs=2, keep="last")
     done = train(module, points(), loss=cross_entropy, training=training, run=Run(), extras=Extras(validate))
     assert done.kept == 2
     assert are_identical(weights(module), seen[2])
 
 
-def test_a_score_that_is_not_a_number_is_never_the_best():
-    validate, _ = scores(math.nan, 0.2, math.nan)
+def test_a_validation_that_is_not_a_number_is_never_the_best():
+    validate, _ = losses(math.nan, 0.2, math.nan)
     done = train(network(), points(), loss=cross_entropy, training=Training(epochs=2), run=Run(), extras=Extras(validate))
-    assert (done.kept, [epoch.score for epoch in done.history]) == (1, [None, 0.2, None])
+    assert (done.kept, [epoch.validation for epoch in done.history]) == (1, [None, 0.2, None])
 
 
 def test_validation_sees_the_network_in_evaluation_mode_and_training_does_not():
@@ -305,7 +324,7 @@ def test_a_loss_or_gradient_that_is_not_finite_is_refused_and_leaves_the_weights
         return value * math.nan if broken == "loss" else value + (module[0].weight * 0).sum().sqrt()
 
     module, calls, kept = network(), [], []
-    extras = Extras(lambda module: kept.append(weights(module)) or float(len(kept)))
+    extras = Extras(lambda module: kept.append(weights(module)) or -float(len(kept)))
     training = Training(epochs=3, batch_size=16)
     with pytest.raises(UnfitError, match=f"{broken}.* at step 9 of 18; the weights of epoch 1 are kept.*lower lr"):
         train(module, points(), loss=loss, training=training, run=Run(), extras=extras)
@@ -366,18 +385,25 @@ def test_the_ledger_and_the_progress_tell_each_epoch():
 
     class Told:
         def track(self, items, *, what, total):
-            told.append((what, total))
+            told.append((what(), total))
             yield from items
+            told.append(what())
 
         def say(self, line):
             told.append(line)
 
     run = Run(progress=Told())
     split = points()
-    extras = Extras(accuracy(split))
+    extras = Extras(errors(split))
     done = train(network(), split, loss=cross_entropy, training=Training(epochs=2, batch_size=16), run=run, extras=extras)
-    assert told == [("training", 12)]
-    assert [(entry["epoch"], entry["score"]) for entry in run.ledger.entries] == [(e.number, e.score) for e in done.history]
+    last = done.history[-1]
+    assert told == [
+        ("training, epoch 0 of 2", 12),
+        f"training, epoch 2 of 2, loss {last.loss:.4g}, validation {last.validation:.4g}",
+    ]
+    assert [(entry["epoch"], entry["validation"]) for entry in run.ledger.entries] == [
+        (epoch.number, epoch.validation) for epoch in done.history
+    ]
     assert json.loads(json.dumps(run.ledger.entries)) == run.ledger.entries
 
 
@@ -426,17 +452,18 @@ def test_frozen_batch_norms_keep_their_statistics_and_train_their_scale():
     assert not torch.equal(module[1].weight, before["1.weight"])
 
 
-def test_tensorboard_is_given_every_step_and_score(tmp_path):
+def test_tensorboard_is_given_every_step_and_validation(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     split = points()
-    extras = Extras(accuracy(split), tensorboard=tmp_path)
+    extras = Extras(errors(split), tensorboard=tmp_path)
     done = train(network(), split, loss=cross_entropy, training=Training(epochs=2, batch_size=16), run=Run(), extras=extras)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
     assert events.Scalars("train/lr")[-1].value == pytest.approx(done.history[-1].lr)
-    assert [event.value for event in events.Scalars("validation/score")] == pytest.approx([e.score for e in done.history])
+    validated = [event.value for event in events.Scalars("validation/loss")]
+    assert validated == pytest.approx([epoch.validation for epoch in done.history])
 
 
 def test_a_missing_tensorboard_is_named_with_its_extra(tmp_path, monkeypatch):

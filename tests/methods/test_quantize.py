@@ -10,7 +10,7 @@ from lighten.analyze.trace import trace
 from lighten.core.errors import InputError, UnfitError
 from lighten.core.plan import Plan
 from lighten.core.run import Run
-from lighten.core.spec import Keep, Quant
+from lighten.core.spec import Codebook, Float, Keep, Quant, Spec
 from lighten.methods.quantize.integer import Quantize
 from lighten.ops.ranges import RANGES
 
@@ -120,6 +120,16 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit() -> None:
     first, second = tensors(), tensors()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Quant(weights=4), Quant(activations=4), Quant(group=8), Quant(symmetric=False), Float("nf4"), Codebook(4)],
+)
+def test_what_int8_does_not_do_is_refused(spec: Spec) -> None:
+    prepared = prepare(encoder(), sentences())
+    with pytest.raises(UnfitError, match=r"up \(linear\) cannot become"):
+        prepared.realize(Plan({"up": spec}))
 
 
 def test_a_site_that_cannot_take_its_spec_is_refused() -> None:

@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,6 +9,8 @@ from torch import Tensor
 
 from lighten.core.channels import Slice
 from lighten.ops.reconstruct import (
+    Affine,
+    Goal,
     Window,
     accumulate,
     channel_columns,
@@ -18,9 +22,12 @@ from lighten.ops.reconstruct import (
     matching_bias,
     per_row,
     refit,
+    refit_chosen,
     refit_drifted,
+    refit_rows,
     relative_strength,
     sample_rows,
+    stuffed,
     unfold_columns,
 )
 
@@ -321,3 +328,90 @@ def test_relative_strength_is_one_for_the_best_and_sixteen_for_the_worst() -> No
 def test_strength_grows_only_where_a_channel_is_condemned_and_only_to_the_ceiling() -> None:
     grown = grow_strength(torch.tensor([0.0, 0.0, 0.95]), torch.tensor([True, False, True]), 0.1, ceiling=1.0)
     torch.testing.assert_close(grown, torch.tensor([0.1, 0.0, 1.0]))
+
+
+# goals: what follows a layer counts
+
+
+def drifted_case(seed: int = 0, num_rows: int = 300, groups: int = 2) -> tuple[Affine, Tensor, Goal]:
+    """Inputs that lost a cause, outputs that a scale, a stream and a ReLU follow."""
+    x_GNJ = torch.stack([correlated(num_rows, 6, seed + group) for group in range(groups)]) / 3
+    layer = Affine(seeded(groups, 4, 5, seed=seed + 1), seeded(groups, 4, seed=seed + 2), True)
+    stream_GNT, slope_GT = seeded(groups, num_rows, 4, seed=seed + 3), 1 + seeded(groups, 4, seed=seed + 4).abs()
+    intact = Affine(torch.cat([layer.w_GTJ, seeded(groups, 4, 1, seed=seed + 5)], 2), layer.bias_GT, True)
+    target_GNT = intact(x_GNJ) * slope_GT[:, None] + stream_GNT
+    drift_GNT = 0.1 * seeded(groups, num_rows, 4, seed=seed + 6)
+    return layer, x_GNJ[..., :5], Goal(target_GNT, stream_GNT + drift_GNT, slope_GT, low=0.0)
+
+
+def test_without_what_follows_the_refit_is_that_of_moments() -> None:
+    x_NK, w_OK, kept_P = correlated(300, 8), seeded(3, 8), torch.tensor([1, 2, 3, 6])
+    moments = empty_moments(4, 3)
+    accumulate(moments, x_NK[:, kept_P], x_NK @ w_OK.T)
+    layer = Affine(w_OK[None, :, kept_P], seeded(1, 3), True)
+    goal = Goal((x_NK @ w_OK.T)[None], torch.zeros(1, 300, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    refitted = refit_rows(layer, x_NK[None, :, kept_P], goal, damp=0.01)
+    torch.testing.assert_close(refitted.w_GTJ[0], refit_drifted(w_OK[:, kept_P], *per_row(moments), damp=0.01))
+    mean_O, mean_J = moments.sum_T / 300, moments.sum_J / 300
+    torch.testing.assert_close(refitted.bias_GT[0], matching_bias(mean_O, refitted.w_GTJ[0], mean_J))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-math.inf, math.inf), (0.0, math.inf), (0.0, 1.0)])
+def test_the_nearest_outputs_meet_the_goal_and_stay_where_they_met_it(low: float, high: float) -> None:
+    layer, x_GNJ, goal = drifted_case()
+    goal = replace(goal, low=low, high=high)
+    y_GNT = layer(x_GNJ)
+    nearest_GNT = goal.nearest(y_GNT)
+    assert goal.error(y_GNT) > 0.01
+    assert goal.error(nearest_GNT) < 1e-28
+    torch.testing.assert_close(goal.nearest(nearest_GNT), nearest_GNT)
+    # no outputs that meet the goal are closer than the nearest ones: the target's own among them
+    exact_GNT = (goal.target_GNT - goal.offset_GNT) / goal.slope_GT[:, None]
+    assert ((nearest_GNT - y_GNT).abs() <= (exact_GNT - y_GNT).abs() + 1e-12).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_relu_behind_the_layer_leaves_the_refit_more_freedom(seed: int) -> None:
+    layer, x_GNJ, goal = drifted_case(seed)
+    plain = refit_rows(layer, x_GNJ, replace(goal, low=-math.inf), damp=1e-6)
+    clamped = refit_rows(layer, x_GNJ, goal, damp=1e-6)
+
+    def distance(y_GNT: Tensor) -> float:
+        return float((goal.nearest(y_GNT) - y_GNT).square().sum())
+
+    assert distance(clamped(x_GNJ)) < distance(plain(x_GNJ)) < distance(layer(x_GNJ))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_chosen_refit_never_has_more_error_on_the_held_out_rows(seed: int) -> None:
+    layer, x_GNJ, goal = drifted_case(seed, num_rows=24)
+    is_held_N = torch.arange(24) % 4 == 3
+    chosen, held = refit_chosen(layer, x_GNJ, goal, is_held_N=is_held_N), goal.rows(is_held_N)
+    assert held.error(chosen(x_GNJ[:, is_held_N])) <= held.error(layer(x_GNJ[:, is_held_N]))
+
+
+def test_a_refit_that_held_out_rows_contradict_is_not_made() -> None:
+    layer, x_GNJ, goal = drifted_case(num_rows=40)
+    is_held_N = torch.arange(40) >= 30
+    # what the layer gives is right on the held-out rows alone
+    now_GNT = layer(x_GNJ) * goal.slope_GT[:, None] + goal.offset_GNT
+    goal = replace(goal, target_GNT=torch.where(is_held_N[:, None], now_GNT, -now_GNT))
+    assert refit_chosen(layer, x_GNJ, goal, is_held_N=is_held_N) is layer
+
+
+def test_without_a_bias_to_move_there_is_none() -> None:
+    layer, x_GNJ, goal = drifted_case()
+    layer = Affine(layer.w_GTJ, torch.zeros_like(layer.bias_GT), False)
+    refitted = refit_rows(layer, x_GNJ, replace(goal, low=-math.inf), damp=0)
+    assert not refitted.bias_GT.any()
+    wanted_GNT = (goal.target_GNT - goal.offset_GNT) / goal.slope_GT[:, None]
+    solution_GJT = torch.linalg.lstsq(x_GNJ, wanted_GNT).solution
+    torch.testing.assert_close(refitted.w_GTJ.mT, solution_GJT, rtol=1e-8, atol=1e-8)
+
+
+def test_a_transposed_convolution_is_a_convolution_of_the_stuffed_input() -> None:
+    x_BCS, weight = seeded(2, 3, 5, 6), seeded(3, 4, 3, 2, seed=1)
+    expected = F.conv_transpose2d(x_BCS, weight, None, (2, 3), (1, 0), (1, 2), dilation=(1, 2))
+    spread = stuffed(x_BCS, (2, 3), (1, 2))
+    result = F.conv2d(spread, weight.flip(2, 3).transpose(0, 1), padding=(1, 2), dilation=(1, 2))
+    torch.testing.assert_close(result, expected)

@@ -44,6 +44,7 @@ FACTS = {
     checkpoints.bert_classifier: ("text-classification", CLASSES, TOKENS, TOKEN_DIMS),
     checkpoints.sentence_encoder: ("sentence-similarity", (), TOKENS, TOKEN_DIMS),
     checkpoints.llama: ("language-model", (), TOKENS, TOKEN_DIMS),
+    checkpoints.mixtral: ("language-model", (), TOKENS, TOKEN_DIMS),
 }
 # one with convolutions and one with tokens by default; the rest takes a minute
 WHOLE_WAY = [
@@ -117,6 +118,14 @@ def test_a_folder_is_traced_exported_quantized_and_saved(make, tmp_path) -> None
     again = load_saved(tmp_path / "saved")
     assert torch.equal(again.module(*x), rounded)
     assert again.origin.dynamic == model.origin.dynamic
+
+
+@torch.no_grad()
+def test_experts_are_read_in_a_form_that_onnx_can_hold(tmp_path) -> None:
+    model, exporter = lighten.load(checkpoints.mixtral(tmp_path)), OnnxExporter()
+    x = other_inputs(model)
+    path = exporter.write_float(model, tmp_path / "float.onnx").path
+    torch.testing.assert_close(exporter.open(path, Target())(*x), model.module(*x), rtol=1e-4, atol=1e-5)
 
 
 def test_poolings_are_the_mean_the_first_and_the_largest_of_the_real_tokens(tmp_path) -> None:

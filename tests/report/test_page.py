@@ -68,7 +68,7 @@ def test_nothing_is_fetched(name):
 def test_links_lead_to_sections_and_identifiers_are_unique():
     found = Reader(page(small()))
     identifiers = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
-    assert len(identifiers) == len(set(identifiers)) == 20  # ten sections and their titles
+    assert len(identifiers) == len(set(identifiers)) == 22  # eleven sections and their titles
     assert {f"#{key}" for key in identifiers if not key.endswith("-title")} == {link["href"] for link in found.all("a")}
 
 

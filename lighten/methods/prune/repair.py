@@ -1,134 +1,227 @@
-"""Repair without training: the layers behind a cut are refitted so that their outputs come back.
+"""Repair without training: every layer behind a cut is refitted so that the intact network's activations come back.
 
-One pass through the cut network, layer by layer, on inputs that already carry the cuts and repairs before: each layer that
-lost inputs gets the least-squares weights for the intact network's outputs (He et al. 2017, arXiv:1707.06168, eq. 5; Luo et
-al. 2017, arXiv:1707.06342), and each batch normalization the statistics of what it now reads.
+One pass through both networks side by side. Each layer of the cut one sees inputs that carry the cuts and repairs before it,
+and is fitted to what the intact one makes of its own inputs (He et al. 2017, arXiv:1707.06168, eq. 5; Luo et al. 2017,
+arXiv:1707.06342). Not to the layer's bare output: the batch normalization, the sum with a residual stream that has drifted, and
+the ReLU behind it count too, so a branch repairs the stream that it is added to. A refit that does not lower the error on
+held-out examples is not made.
 
-Dimension key: N sampled rows (tokens, or output positions of a convolution), O outputs, J inputs a row, flattened as in the
-weight.
+Dimension key: N sampled rows (tokens, or output positions of a convolution), G groups, J inputs and T outputs of a group, P
+kept outputs, C channels.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from lighten.analyze.coupling import Coupling
+from lighten.analyze.cut import kept_positions
 from lighten.analyze.flow import bound_arguments
-from lighten.ops.reconstruct import Window, accumulate, empty_moments, matching_bias, per_row, refit_drifted, unfold_columns
+from lighten.analyze.trace import tensor_of
+from lighten.methods.prune.rows import View, view_of
+from lighten.ops.reconstruct import Affine, Goal, refit_chosen
 
 aten = torch.ops.aten
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Of a layer's weight: kept positions of its outputs, and whether it lost inputs."""
-
-    outputs_P: Tensor | None
-    lost_inputs: bool
+_ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
+_DROPOUTS = (aten.dropout.default, aten.dropout_.default)
+_CLAMPS: dict[Any, tuple[float, float]] = {
+    aten.relu.default: (0.0, float("inf")),
+    aten.relu_.default: (0.0, float("inf")),
+    aten.relu6.default: (0.0, 6.0),
+    aten.relu6_.default: (0.0, 6.0),
+}
+_UNBOUNDED = (float("-inf"), float("inf"))
+_BOUNDED = (aten.hardtanh.default, aten.hardtanh_.default)
+_HELD = 4  # one in so many rows, the last ones, so whole examples, chooses between ridges
+_FAINT = 1e-3  # of the median slope of a normalization
+_NOISE = 1e-11  # of the target's mean square: the rounding of float32
 
 
 @torch.no_grad()
 def repair(
-    intact: fx.GraphModule, cut: fx.GraphModule, kept: Mapping[str, Kept], *, inputs: tuple[Tensor, ...], damp: float, seed: int
+    intact: fx.GraphModule,
+    cut: fx.GraphModule,
+    coupling: Coupling,
+    *,
+    keep: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    seed: int,
 ) -> None:
     """Changes the weights of `cut`, whose nodes are named as those of `intact`, in place.
 
-    kept: by name of the weight. inputs: calibration examples, one batch.
+    coupling, keep: what `analyze.cut.cut` took. inputs: calibration examples, one batch. Recurrent layers and weights with more
+    than one use stay as they are. Memory: the live activations of both networks, and 2^25 values of a layer's inputs three
+    times. Time: one run of both networks, and a Gram matrix of at most 8,192 rows a layer.
     """
-    wanted = _Sampler(intact, kept, seed)
-    wanted.run(*inputs)
-    _Refitter(cut, wanted.outputs, damp, seed).run(*inputs)
+    walk = _Walk(cut, intact, partial(kept_positions, coupling, keep), seed=seed)
+    walk.run_beside(inputs)
 
 
-class _Sampler(fx.Interpreter):
-    """Rows of the outputs that layers gave before the cut, by node name, for the outputs that are still there."""
+class _Beside(fx.Interpreter):
+    """The intact network, run as far as its values are asked for."""
 
-    def __init__(self, module: fx.GraphModule, kept: Mapping[str, Kept], seed: int) -> None:
-        super().__init__(module)
-        self._kept, self._seed = kept, seed
-        self.outputs: dict[str, Tensor] = {}
+    def __init__(self, intact: fx.GraphModule) -> None:
+        super().__init__(intact)
+        self._graph = intact
+        self._by_name = {node.name: node for node in intact.graph.nodes}
+        self._ahead, self._behind = iter(intact.graph.nodes), iter(intact.graph.nodes)
+
+    def begin(self, inputs: tuple[Tensor, ...]) -> None:
+        self.env = {}
+        self.args_iter = iter(self._graph.graph.process_inputs(*inputs))
+
+    def value(self, name: str) -> Any:
+        wanted = self._by_name[name]
+        while wanted not in self.env:
+            node = next(self._ahead)
+            self.env[node] = self.run_node(node)
+        return self.env[wanted]
+
+    def pass_by(self, name: str) -> None:
+        """Forgets what only nodes up to this one read."""
+        for node in self._behind:
+            for read in self.user_to_last_uses.get(node, ()):
+                self.env.pop(read, None)
+            if node.name == name:
+                return
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What follows a layer up to its activation: batch normalization, sums with values that are known, a clamp."""
+
+    end: fx.Node
+    norm: fx.Node | None = None
+    added: tuple[fx.Node, ...] = ()
+    clamp: tuple[float, float] = _UNBOUNDED
+
+
+class _Walk(fx.Interpreter):
+    """Runs the cut network and mends each layer before its output goes on. kept: positions, by node name and dimension."""
+
+    def __init__(self, cut: fx.GraphModule, intact: fx.GraphModule, kept: Callable[..., Tensor], *, seed: int) -> None:
+        super().__init__(cut)
+        self._graph, self._intact, self._kept, self._seed = cut, _Beside(intact), kept, seed
+        self._read = {node.name: {source.name for source in node.all_input_nodes} for node in intact.graph.nodes}
+        self._uses = _uses(cut)
+        self._settled: set[fx.Node] = set()
+
+    def run_beside(self, inputs: tuple[Tensor, ...]) -> None:
+        self._intact.begin(inputs)
+        self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
-        kept = self._kept.get(_weight_name(n))
-        if kept is not None and kept.lost_inputs:
-            arguments: Any = self.map_nodes_to_values(n.args, n)
-            weight = arguments[1]
-            rows_NO = _rows(n, arguments, self._seed) @ weight.flatten(1).t()
-            bias = arguments[2] if len(arguments) > 2 else None
-            rows_NO = rows_NO if bias is None else rows_NO + bias
-            self.outputs[n.name] = rows_NO if kept.outputs_P is None else rows_NO[:, kept.outputs_P]
+        view = view_of(n) if n.name in self._read else None
+        if view is not None and n not in self._settled and self._uses[_memory(self._graph, view.weight)] == 1:
+            self._mend(view)
+        if n.name in self._read and n.op != "output":
+            self._intact.value(n.name)  # keeps up where nothing is mended
+            self._intact.pass_by(n.name)
         return super().run_node(n)
 
+    def _mend(self, view: View) -> None:
+        n = view.node
+        given: Any = self.map_nodes_to_values(bound_arguments(n), n)
+        whole = self._intact.value(n.name)
+        num_rows = whole.numel() // whole.shape[view.dim]
+        rows = view.sample(num_rows, given, self._seed)
+        tail = self._tail(view, num_rows)
+        if tail.norm is not None:
+            self._settled.add(tail.norm)
+        goal = self._goal(view, tail, rows.chosen_N)
+        layer = view.layer(given["weight"], given["bias"], has_bias=given["bias"] is not None or tail.norm is not None)
+        is_held_N = rows.chosen_N * _HELD // num_rows == _HELD - 1
+        error, noise = goal.error(layer(rows.x_GNJ)), _NOISE * float(goal.target_GNT.square().mean())
+        if error > noise and is_held_N.any() and not is_held_N.all():
+            self._write(view, tail, refit_chosen(layer, rows.x_GNJ, goal, is_held_N=is_held_N), given)
 
-class _Refitter(fx.Interpreter):
-    """Runs the cut network and mends each layer before its output goes on."""
+    def _write(self, view: View, tail: _Tail, mended: Affine, given: Mapping[str, Any]) -> None:
+        given["weight"].copy_(view.weight_from(mended.w_GTJ, given["weight"]))
+        if given["bias"] is not None:
+            given["bias"].copy_(mended.bias_GT.flatten())
+        elif tail.norm is not None:
+            # W x + b normalized about m is W x normalized about m - b
+            self._value(tail.norm, "running_mean").sub_(mended.bias_GT.flatten())
 
-    def __init__(self, module: fx.GraphModule, outputs: Mapping[str, Tensor], damp: float, seed: int) -> None:
-        super().__init__(module)
-        self._graph, self._outputs, self._damp, self._seed = module, outputs, damp, seed
-        self._mended: set[str] = set()
+    def _tail(self, view: View, num_rows: int) -> _Tail:
+        """Goes on while each node stands right behind the one before, reads it in both networks, and is all that does."""
+        tail, n = _Tail(view.node), _next(view.node)
+        while list(tail.end.users) == [n] and tail.end.name in self._read.get(n.name, ()):
+            if n.target in _DROPOUTS:
+                tail = replace(tail, end=n)
+            elif n.target is aten.batch_norm.default and tail.norm is None and not tail.added and view.dim == 1:
+                tail = replace(tail, end=n, norm=n)
+            elif (other := self._other(n, tail.end, view, num_rows)) is not None:
+                tail = replace(tail, end=n, added=(*tail.added, other))
+            else:
+                return replace(tail, clamp=_clamp(n))
+            n = _next(n)
+        return tail
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name in self._outputs and _weight_name(n) not in self._mended:
-            self._mended.add(_weight_name(n))  # a weight that is used again is mended where it is used first
-            self._refit(n)
-        if n.target is aten.batch_norm.default:
-            self._renew(n)
-        return super().run_node(n)
+    def _other(self, n: fx.Node, end: fx.Node, view: View, num_rows: int) -> fx.Node | None:
+        """What `n` adds to `end`, when it is known and laid out alike."""
+        if n.target not in _ADDITIONS or n.kwargs or len(n.args) > 2:
+            return None
+        other: Any = n.args[1] if n.args[0] is end else n.args[0]
+        value = self.env.get(other)
+        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[view.dim] != view.num_channels:
+            return None
+        return other if value.numel() == num_rows * view.num_channels else None
 
-    def _refit(self, n: fx.Node) -> None:
-        arguments: Any = self.map_nodes_to_values(n.args, n)
-        weight, bias = arguments[1], arguments[2] if len(arguments) > 2 else None
-        rows_NJ, target_NO = _rows(n, arguments, self._seed), self._outputs[n.name]
-        moments = empty_moments(rows_NJ.shape[1], target_NO.shape[1])
-        accumulate(moments, rows_NJ, target_NO)
-        # without a bias of its own a layer's mean is the next normalization's business
-        follows_norm = any(user.target is aten.batch_norm.default for user in n.users)
-        cross_OJ, gram_JJ = per_row(moments, centred=bias is not None or follows_norm)
-        weight_OJ = refit_drifted(weight.flatten(1), cross_OJ, gram_JJ, damp=self._damp)
-        weight.copy_(weight_OJ.reshape(weight.shape))
-        if bias is not None:
-            bias.copy_(matching_bias(moments.sum_T / moments.count, weight_OJ, moments.sum_J / moments.count))
+    def _goal(self, view: View, tail: _Tail, chosen_N: Tensor) -> Goal:
+        def rows(value: Tensor) -> Tensor:
+            return value.movedim(view.dim, -1).flatten(0, -2)[chosen_N].float()
 
-    def _renew(self, n: fx.Node) -> None:
-        arguments: Any = self.map_nodes_to_values(n.args, n)
-        value, mean_C, var_C = arguments[0], arguments[3], arguments[4]
-        dims = [dim for dim in range(value.dim()) if dim != 1]
-        if mean_C is not None and var_C is not None:
-            mean_C.copy_(value.mean(dims))
-            var_C.copy_(value.var(dims, correction=1))
+        target_NP = rows(self._intact.value(tail.end.name))[:, self._kept(node=view.node.name, dim=view.dim)]
+        slope_P, shift_P = torch.ones_like(target_NP[0]), torch.zeros_like(target_NP[0])
+        if tail.norm is not None:
+            slope_P, shift_P = self._normalization(tail.norm)
+        offset_NP = shift_P + sum((rows(self.env[node]) for node in tail.added), torch.zeros_like(target_NP))
+        return Goal(view.grouped(target_NP), view.grouped(offset_NP), slope_P.reshape(view.groups, -1), *tail.clamp)
 
+    def _normalization(self, norm: fx.Node) -> tuple[Tensor, Tensor]:
+        """slope_C, shift_C of a batch normalization of fixed statistics."""
+        mean_C, var_C = self._value(norm, "running_mean").float(), self._value(norm, "running_var").float()
+        scale_C, bias_C = self._value(norm, "weight"), self._value(norm, "bias")
+        slope_C = torch.rsqrt(var_C + bound_arguments(norm)["eps"]) * (1.0 if scale_C is None else scale_C.float())
+        # a channel whose slope is nothing is asked for nothing much: what it gives is not to be seen
+        faint = _FAINT * slope_C.abs().median().clamp_min(torch.finfo(slope_C.dtype).tiny)
+        slope_C = torch.where(slope_C.abs() < faint, faint, slope_C)
+        return slope_C, (0.0 if bias_C is None else bias_C.float()) - mean_C * slope_C
 
-def _weight_name(n: fx.Node) -> str:
-    is_layer = n.target is aten.linear.default or n.target in _CONVOLUTIONS
-    if not is_layer or getattr(n.args[1], "op", "") != "get_attr":
-        return ""
-    is_grouped = n.target in _CONVOLUTIONS and bound_arguments(n)["groups"] != 1
-    return "" if is_grouped else str(n.args[1].target)  # type: ignore[union-attr]
-
-
-def _rows(n: fx.Node, arguments: Any, seed: int) -> Tensor:
-    """Sampled rows of the layer's input; equal seeds choose equal positions in both networks."""
-    value, weight = arguments[0], arguments[1]
-    generator = torch.Generator().manual_seed(seed)
-    if n.target is aten.linear.default:
-        rows_NJ: Tensor = value.reshape(-1, value.shape[-1])
-        chosen = torch.randperm(len(rows_NJ), generator=generator)[:_ROWS]
-        return rows_NJ[chosen]
-    window = _window(n, weight)
-    return unfold_columns(value, window, count=_ROWS, generator=generator)
+    def _value(self, n: fx.Node, name: str) -> Any:
+        given = bound_arguments(n)[name]
+        return None if given is None else tensor_of(self._graph, str(given.target))
 
 
-def _window(n: fx.Node, weight: Tensor) -> Window:
-    named, dims = bound_arguments(n), weight.dim() - 2
+def _next(n: fx.Node) -> fx.Node:
+    n = n.next
+    while n.op == "get_attr":
+        n = n.next
+    return n
 
-    def each(name: str) -> tuple[int, ...]:
-        value = named[name]
-        values = [value] if isinstance(value, int) else list(value)
-        return tuple(values * dims) if len(values) == 1 else tuple(values)
 
-    return Window(tuple(weight.shape[2:]), each("stride"), each("padding"), each("dilation"))
+def _clamp(n: fx.Node) -> tuple[float, float]:
+    if n.target in _BOUNDED:
+        named = bound_arguments(n)
+        return float(named["min_val"]), float(named["max_val"])
+    return _CLAMPS.get(n.target, _UNBOUNDED)
+
+
+def _uses(module: fx.GraphModule) -> Counter[int]:
+    """How many nodes read each parameter or buffer, by memory: tied ones are one."""
+    names = [str(node.target) for node in module.graph.nodes if node.op == "get_attr" for _ in node.users]
+    return Counter(_memory(module, name) for name in names)
+
+
+def _memory(module: fx.GraphModule, name: str) -> int:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    # a graph also holds submodules, of control flow
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0

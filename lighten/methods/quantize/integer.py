@@ -37,7 +37,7 @@ from lighten.methods.quantize.observe import (
 from lighten.methods.quantize.screen import MOST_ERROR, layer_errors
 from lighten.methods.quantize.smooth import smooth
 from lighten.methods.quantize.store import store
-from lighten.ops.grids import affine, quantize_rows, symmetric_scale
+from lighten.ops.grids import affine, decode, encode, fit
 from lighten.ops.ranges import RANGES, Seen, percentile
 
 _BATCH = 16
@@ -196,15 +196,15 @@ class Calibrated:
         # a transposed convolution holds its output channels in dimension 1
         dim = 1 if site.kind.startswith("conv_transpose") else 0
         rows_OK = weight.transpose(0, dim).reshape(weight.shape[dim], -1)
-        scale_O = symmetric_scale(rows_OK, bits, ranges=self.method.weight_ranges)
-        codes_OK = quantize_rows(rows_OK, scale_O, bits)
-        noise = (codes_OK * scale_O[:, None] - rows_OK).square().sum()
+        grid = fit(rows_OK, bits=bits, ranges=self.method.weight_ranges)
+        codes_OK = encode(rows_OK, grid)
+        noise = (decode(codes_OK, grid) - rows_OK).square().sum()
         sqnr = 10 * torch.log10(rows_OK.square().sum() / noise.clamp_min(1e-30))
         moved = [weight.shape[dim], *(size for index, size in enumerate(weight.shape) if index != dim)]
         codes = codes_OK.reshape(weight.transpose(0, dim).shape) if dim else codes_OK.reshape(moved)
         # a copy in the weight's own memory layout
         codes = torch.empty_like(weight, dtype=torch.int8).copy_(codes.transpose(0, dim))
-        return annotate.Rows(codes, scale_O, dim), {"weight_sqnr_db": float(sqnr)}
+        return annotate.Rows(codes, grid.scale.flatten(), dim), {"weight_sqnr_db": float(sqnr)}
 
     def _range(self, seen: Seen) -> tuple[float, float]:
         choose: Callable[[Seen], tuple[float, float]] = RANGES[self.method.ranges]

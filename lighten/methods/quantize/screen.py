@@ -18,7 +18,7 @@ from lighten.analyze.trace import tensor_of
 from lighten.core.data import Batch
 from lighten.core.graph import Graph
 from lighten.methods.quantize.smooth import linear_readers
-from lighten.ops.grids import affine, quantize_rows, symmetric_scale
+from lighten.ops.grids import affine, nearest
 
 _ROWS = 256
 MOST_ERROR = 0.01
@@ -74,8 +74,7 @@ def _rounded(rows_NI: Tensor, low: float, high: float) -> Tensor:
 
 
 def _error(rows_NI: Tensor, rounded_NI: Tensor, weight_OI: Tensor, ranges: str) -> float:
-    scale_O = symmetric_scale(weight_OI, ranges=ranges)
-    codes_OI = quantize_rows(weight_OI, scale_O) * scale_O[:, None]
+    nearest_OI = nearest(weight_OI, bits=8, ranges=ranges)
     exact_NO = rows_NI @ weight_OI.t()
-    noise_N = (rounded_NI @ codes_OI.t() - exact_NO).square().sum(1)
+    noise_N = (rounded_NI @ nearest_OI.t() - exact_NO).square().sum(1)
     return float((noise_N / exact_NO.square().sum(1).clamp_min(1e-30)).mean())

@@ -49,6 +49,8 @@ def takes(site: Site, spec: Spec) -> bool:
     """True when the site's kind can become `spec`."""
     if type(spec) is Keep:
         return True
+    if type(spec) is not Quant or not _is_eight_bit(spec):
+        return False
     if spec.activations is None:
         return site.kind in WEIGHTS_ONLY and bool(site.weights)
     if spec.weights is not None and not site.weights:
@@ -56,6 +58,11 @@ def takes(site: Site, spec: Spec) -> bool:
     if spec.weights is None and site.weights:
         return False
     return site.kind in (DYNAMIC if spec.dynamic else STATIC)
+
+
+def _is_eight_bit(spec: Quant) -> bool:
+    """What this method computes: a byte a number, a scale a row, no zero points in the weights."""
+    return spec.weights in (None, 7, 8) and spec.activations in (None, 8) and spec.group is None and spec.symmetric
 
 
 def inputs(node: fx.Node, kind: str) -> Iterator[Edge]:

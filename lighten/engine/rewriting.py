@@ -1,0 +1,85 @@
+"""The steps of a recipe that give another network, one after the other.
+
+Each has a folder of its own for what it finished, under the identity of everything before it: a run that is started again
+repeats no step, and a training goes on at its last epoch. What comes after a step may change without a loss.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from lighten.core.data import Data
+from lighten.core.method import Rewrite
+from lighten.core.model import Model
+from lighten.core.run import Run, Stopped
+from lighten.engine.memory import FolderMemory
+from lighten.engine.structure import from_structure, to_structure
+
+
+def rewritten(
+    model: Model, steps: Sequence[Rewrite], *, data: Data, run: Run, pins: Sequence[str], identity: Mapping[str, Any]
+) -> tuple[Model, bool]:
+    """The network after every step, and whether Ctrl-C ended one early: then its best so far is given, and the steps behind it
+    are left out. The given model is not changed.
+
+    identity: what `model`, `data` and `run` are. run.folder, run.tensorboard: each step takes a folder of its own there.
+    """
+    for number, step in enumerate(steps, 1):
+        name = f"{number}-{step.card.name}"
+        own = replace(run, folder=_inside(run.folder, name), tensorboard=_inside(run.tensorboard, name))
+        known = {**identity, "steps": [repr(step) for step in steps[:number]]}
+        run.progress.say(f"{step.card.title} ...")
+        try:
+            model = _once(model, own, known, partial(step.rewrite, model, data=data, pins=pins))
+        except Stopped as stop:
+            return stop.result, True
+    return model, False
+
+
+def _once(model: Model, run: Run, identity: Mapping[str, Any], step: Callable[..., Model]) -> Model:
+    """`step(run=run)`, or what it gave before, with its entries in the ledger."""
+    if run.folder is None:
+        return step(run=run)
+    memory = FolderMemory(run.folder, identity=identity)
+    began = len(run.ledger.entries)
+    made: list[fx.GraphModule] = []
+
+    def network() -> fx.GraphModule:
+        if not made:
+            made.append(cast(fx.GraphModule, step(run=replace(run, memory=memory)).module))
+        return made[0]
+
+    tensors = memory.remember_tensors("tensors", lambda: _parts(network())[1])
+    facts = memory.remember("facts", lambda: {**_parts(network())[0], "entries": run.ledger.entries[began:]})
+    for entry in facts["entries"] if not made else ():
+        run.ledger.note(**{name: value for name, value in entry.items() if name != "seconds"})
+    # read back even where it was made just now: the order of its parameters must not depend on which of the two it is
+    return replace(model, module=_network(facts, tensors))
+
+
+def _parts(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The network as JSON data and tensors, a shared one once. owners: for each name that a node reads, the first name of the
+    same tensor. trained: the names of those that take gradients.
+    """
+    structure, tensors = to_structure(module)
+    first: dict[tuple[int, torch.Size], str] = {}
+    owners = {name: first.setdefault((value.data_ptr(), value.shape), name) for name, value in tensors.items()}
+    trained = [name for name, value in module.named_parameters(remove_duplicate=False) if value.requires_grad]
+    facts = {"structure": structure, "owners": owners, "trained": trained}
+    return facts, {name: tensors[name] for name in first.values()}
+
+
+def _network(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    values = {
+        name: nn.Parameter(value.clone()) if name in facts["trained"] else value.clone() for name, value in tensors.items()
+    }
+    return from_structure(facts["structure"], {name: values[owner] for name, owner in facts["owners"].items()})
+
+
+def _inside(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / name

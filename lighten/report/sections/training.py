@@ -1,0 +1,72 @@
+"""Training: the loss by epoch, of the examples that trained and of those held out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lighten.report import charts, figures
+from lighten.report.markup import NOTHING, Html, element, figure, paragraph, section, text
+from lighten.report.schema import Report
+
+_SERIES = (("loss", "Training loss", "before"), ("validation", "Validation loss", "after"))
+
+
+@dataclass
+class _Training:
+    """One training's entries in the ledger, the one before training first. kept: the epoch whose weights it ended with."""
+
+    epochs: list[Mapping[str, Any]] = field(default_factory=list)
+    kept: int | None = None
+
+
+def section_of(report: Report) -> Html:
+    """Nothing where no step trained."""
+    trainings = _trainings(report.get("steps", []))
+    if not trainings:
+        return NOTHING
+    keys = (
+        element("span", element("span", class_=f"key {kind}"), text(name), class_="keyed")
+        for key, name, kind in _SERIES
+        if any(key in epoch for training in trainings for epoch in training.epochs)
+    )
+    return section("Training", paragraph(*keys, class_="small"), *map(_curves, trainings), key="training")
+
+
+def _trainings(entries: Sequence[Mapping[str, Any]]) -> list[_Training]:
+    found: list[_Training] = []
+    for entry in entries:
+        if entry.get("what") == "trained an epoch":
+            if entry.get("epoch") == 0 or not found:
+                found.append(_Training())
+            found[-1].epochs.append(entry)
+        elif "kept_epoch" in entry and found:
+            found[-1].kept = entry["kept_epoch"]
+    return [training for training in found if len(training.epochs) > 1]
+
+
+def _curves(training: _Training) -> Html:
+    epochs = training.epochs
+    lines = [([epoch.get(key) for epoch in epochs], kind) for key, _, kind in _SERIES]
+    said = _sentence(training)
+    drawn = charts.curves(lines, tips=[_tip(epoch) for epoch in epochs], mark=training.kept, label=said)
+    return element("figure", element("figcaption", figure(said)), drawn, class_="training")
+
+
+def _sentence(training: _Training) -> str:
+    epochs = training.epochs
+    said = figures.number_of(len(epochs) - 1, "epoch")
+    said += "" if training.kept is None else f"; the weights of epoch {training.kept} were kept"
+    return "; ".join([said, *_ends(epochs)]) + "."
+
+
+def _ends(epochs: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    for key, name, _ in _SERIES:
+        known = [epoch[key] for epoch in epochs if key in epoch]
+        if known:
+            yield f"{name.lower()} {figures.significant(known[0])} at first, {figures.significant(known[-1])} at last"
+
+
+def _tip(epoch: Mapping[str, Any]) -> str:
+    parts = [f"{name.lower()} {figures.significant(epoch[key], 4)}" for key, name, _ in _SERIES if key in epoch]
+    rate = [f"learning rate {figures.significant(epoch['lr'])}"] if epoch.get("lr") else []
+    return ", ".join([f"Epoch {epoch.get('epoch')}", *parts, *rate])
