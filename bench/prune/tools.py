@@ -14,7 +14,7 @@ from lighten.core.model import Model
 from lighten.core.run import Run
 from lighten.methods.prune.prune import Prune
 
-_SAMPLES = 256  # examples for what needs examples, the same number for every tool
+_SAMPLES = 1_024  # examples for what needs examples, the same number for every tool
 _LEAST = 0.1  # fraction of every group that stays, the same for every tool
 _PROBES = 12  # of the peer's ratio: the share is met within about 1/100
 

@@ -94,6 +94,8 @@ def without(module: fx.GraphModule, gone: Iterable[Block]) -> fx.GraphModule:
             graph.erase_node(nodes[name])
     for node in [node for node in graph.nodes if node.op == "call_module" and node.target == "_guards_fn"]:
         graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default  # strides may have changed; where view fits, reshape is view
     graph.eliminate_dead_code(lambda node: node.is_impure() and not _is_check(node))
     result = fx.GraphModule(module, graph)  # takes over only the tensors that are still read
     result.meta.update(module.meta)

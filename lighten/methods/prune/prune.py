@@ -79,7 +79,7 @@ class Prune:
     least: float = 0.1
     only_faster: bool = True
     repair: bool = True
-    samples: int = 256
+    samples: int = 1_024
     schedule: str = "one-shot"
     rounds: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
