@@ -22,7 +22,7 @@ from lighten.core.spec import Keep, Quant, Spec
 from lighten.evaluate.flips import Change
 from lighten.evaluate.memory import peak_bytes
 from lighten.evaluate.metrics import log_softmax
-from lighten.export.saturation import NARROW_BITS
+from lighten.export.saturation import FULL_BITS
 from lighten.search.faster import Speed
 from lighten.search.gate import Gate
 from lighten.search.trials import ORIGINAL, Trials
@@ -184,7 +184,7 @@ def _why(facts: Facts, site: str) -> str | None:
 
 def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]:
     spec = plan.spec(cost.site)
-    after = cost.weight_bytes if type(spec) is Keep else cost.params
+    after = cost.weight_bytes if type(spec) is Keep else cost.params * stored_bits(spec) // 8
     return {
         "site": cost.site,
         "kind": cost.kind,
@@ -199,14 +199,21 @@ def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]
     }
 
 
+def stored_bits(spec: Spec) -> int:
+    """Of a weight in the file: ONNX has integers of 2, 4 and 8 bits."""
+    weights = (spec.weights or FULL_BITS) if type(spec) is Quant else 32
+    return next(bits for bits in (2, 4, FULL_BITS, 32) if weights <= bits)
+
+
 def label(spec: Spec) -> str:
     """The spec in a word or two."""
     if type(spec) is not Quant:
         return "float"
+    few = f"{spec.weights}-bit weights" if spec.weights not in (None, FULL_BITS) else ""
     if spec.activations is None:
-        return "int8 weights"
+        return few or "int8 weights"
     kind = "int8 dynamic" if spec.dynamic else "int8"
-    return f"{kind}, 7-bit weights" if spec.weights == NARROW_BITS else kind
+    return f"{kind}, {few}" if few else kind
 
 
 def candidates(facts: Facts) -> list[dict[str, Any]]:

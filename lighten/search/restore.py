@@ -5,6 +5,7 @@ holds the drop is found by doubling and bisection, each step a real file scored 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from lighten.core.method import Prepared
 from lighten.core.plan import Plan
 from lighten.core.run import Run
-from lighten.core.spec import Keep, Spec
+from lighten.core.spec import Keep, Quant, Spec
+from lighten.export.saturation import FULL_BITS, NARROW_BITS
 from lighten.search.trials import Trial, Trials
 
 _EXAMPLES = 8
@@ -27,8 +29,8 @@ def restore(trials: Trials, start: Trial, *, holds: Callable[[Trial], bool], inp
     order = sorted(damage, key=damage.__getitem__, reverse=True)
 
     def attempt(count: int) -> Trial:
-        restored: dict[str, Spec] = dict.fromkeys(order[:count], Keep())
-        return trials.attempt(start.plan.replace(restored), f"{count} of {len(order)} layers back to float")
+        restored = {site: _restored(start.plan[site]) for site in order[:count]}
+        return trials.attempt(start.plan.replace(restored), f"{count} of {len(order)} layers back to more bits or float")
 
     few, many = 0, 1
     while not holds(attempt(min(many, len(order)))):
@@ -40,6 +42,13 @@ def restore(trials: Trials, start: Trial, *, holds: Callable[[Trial], bool], inp
         middle = (few + many) // 2
         few, many = (few, middle) if holds(attempt(middle)) else (middle, many)
     return attempt(many)
+
+
+def _restored(spec: Spec) -> Spec:
+    """Few bits become 8, which hardly ever hurt; 8 become float."""
+    if type(spec) is Quant and spec.weights is not None and spec.weights < NARROW_BITS:
+        return replace(spec, weights=FULL_BITS)
+    return Keep()
 
 
 def rank(prepared: Prepared, plan: Plan, *, inputs: tuple[Tensor, ...], run: Run) -> dict[str, float]:

@@ -124,7 +124,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [Quant(weights=4), Quant(activations=4), Quant(group=8), Quant(symmetric=False), Float("nf4"), Codebook(4)],
+    [Quant(weights=1), Quant(activations=4), Quant(group=8), Quant(symmetric=False), Float("nf4"), Codebook(4)],
 )
 def test_what_int8_does_not_do_is_refused(spec: Spec) -> None:
     prepared = prepare(encoder(), sentences())

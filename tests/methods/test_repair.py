@@ -7,10 +7,10 @@ from torch import Tensor, fx, nn
 from lighten.analyze.coupling import Coupling, couple
 from lighten.analyze.cut import cut
 from lighten.analyze.flow import bound_arguments
+from lighten.analyze.rows import view_of
 from lighten.analyze.trace import traced
 from lighten.core.model import Model, Origin
 from lighten.methods.prune.repair import repair
-from lighten.methods.prune.rows import view_of
 
 WIDTH, KEPT = 8, 5
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from lighten.analyze.flow import bound_arguments
+from lighten.analyze.rows import View, view_of
 from lighten.core.channels import ChannelGroup, Slice
 from lighten.core.data import Batch, Data
-from lighten.methods.prune.rows import View, view_of
 from lighten.ops import scores
 from lighten.ops.reconstruct import channel_columns
 

@@ -22,8 +22,9 @@ from torch import Tensor, fx
 from lighten.analyze.coupling import Coupling
 from lighten.analyze.cut import kept_positions
 from lighten.analyze.flow import bound_arguments
+from lighten.analyze.rows import View, view_of
 from lighten.analyze.trace import tensor_of
-from lighten.methods.prune.rows import View, view_of
+from lighten.engine.beside import Beside
 from lighten.ops.reconstruct import Affine, Goal, refit_chosen
 
 aten = torch.ops.aten
@@ -62,35 +63,6 @@ def repair(
     walk.run_beside(inputs)
 
 
-class _Beside(fx.Interpreter):
-    """The intact network, run as far as its values are asked for."""
-
-    def __init__(self, intact: fx.GraphModule) -> None:
-        super().__init__(intact)
-        self._graph = intact
-        self._by_name = {node.name: node for node in intact.graph.nodes}
-        self._ahead, self._behind = iter(intact.graph.nodes), iter(intact.graph.nodes)
-
-    def begin(self, inputs: tuple[Tensor, ...]) -> None:
-        self.env = {}
-        self.args_iter = iter(self._graph.graph.process_inputs(*inputs))
-
-    def value(self, name: str) -> Any:
-        wanted = self._by_name[name]
-        while wanted not in self.env:
-            node = next(self._ahead)
-            self.env[node] = self.run_node(node)
-        return self.env[wanted]
-
-    def pass_by(self, name: str) -> None:
-        """Forgets what only nodes up to this one read."""
-        for node in self._behind:
-            for read in self.user_to_last_uses.get(node, ()):
-                self.env.pop(read, None)
-            if node.name == name:
-                return
-
-
 @dataclass(frozen=True)
 class _Tail:
     """What follows a layer up to its activation: batch normalization, sums with values that are known, a clamp."""
@@ -106,7 +78,7 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, cut: fx.GraphModule, intact: fx.GraphModule, kept: Callable[..., Tensor], *, seed: int) -> None:
         super().__init__(cut)
-        self._graph, self._intact, self._kept, self._seed = cut, _Beside(intact), kept, seed
+        self._graph, self._intact, self._kept, self._seed = cut, Beside(intact), kept, seed
         self._read = {node.name: {source.name for source in node.all_input_nodes} for node in intact.graph.nodes}
         self._uses = _uses(cut)
         self._settled: set[fx.Node] = set()

@@ -47,9 +47,7 @@ class _Corrector(fx.Interpreter):
         self.shifts: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.target in (_QUANTIZE, _DEQUANTIZE):
-            return self._round(n)
-        result = super().run_node(n)
+        result = fake_quantized(self, n)
         site = self._sites.get(n.name)
         if site is None or site.bias is None or n.name not in self._means:
             return result
@@ -59,11 +57,16 @@ class _Corrector(fx.Interpreter):
         shape = [-1] if site.kind == "linear" else [-1] + [1] * (result.dim() - 2)
         return result + shift_O.reshape(shape)
 
-    def _round(self, n: fx.Node) -> Tensor:
-        """Both steps at once, at the first: the same numbers, a third of the time."""
-        arguments: Any = self.map_nodes_to_values(n.args, n)
-        value: Tensor = arguments[0]
-        if n.target is _DEQUANTIZE:
-            return value
-        scale, zero, low, high = arguments[1:5]
-        return torch.fake_quantize_per_tensor_affine(value, scale, zero, low, high)
+
+def fake_quantized(runner: fx.Interpreter, n: fx.Node) -> Any:
+    """What the node gives. Quantizing and dequantizing with fixed ranges are done at once, at the first of the two: the same
+    numbers, a third of the time.
+    """
+    if n.target not in (_QUANTIZE, _DEQUANTIZE):
+        return fx.Interpreter.run_node(runner, n)
+    arguments: Any = runner.map_nodes_to_values(n.args, n)
+    value: Tensor = arguments[0]
+    if n.target is _DEQUANTIZE:
+        return value
+    scale, zero, low, high = arguments[1:5]
+    return torch.fake_quantize_per_tensor_affine(value, scale, zero, low, high)

@@ -1,4 +1,4 @@
-"""Eight-bit integers: weights per channel, activations per tensor.
+"""Integers: weights of 2 to 8 bits per channel, activations of 8 bits per tensor.
 
 The float graph runs once over the calibration data; everything after that - ranges, codes, a new plan - needs no forward
 pass but the one that corrects biases.
@@ -7,8 +7,8 @@ Dimension key: O output channels, K everything else.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from lighten.methods.quantize.observe import (
     observe,
     to_tensors,
 )
+from lighten.methods.quantize.rounding import SOLVERS, Rounding, round_layers
 from lighten.methods.quantize.screen import MOST_ERROR, layer_errors
 from lighten.methods.quantize.smooth import smooth
 from lighten.methods.quantize.store import store
@@ -46,14 +47,19 @@ _REPAIR_EXAMPLES = 8
 _SMOOTHING = 0.5
 _RESIDUAL = ("add", "mul")
 _WEIGHT_RANGES = ("minmax", "mse")
+_LEAST_SAFE_BITS = 7  # from here on, rounding to nearest is as good as any
+_SOLVER_EXAMPLES = 512
+_SOLVER_VALUES = 8_000_000  # input values of these, at most: activations hold some sixty times as many
 _ACTIVATIONS = (8, "dynamic", "float")
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training int8.
+    """Post-training quantization to integers.
 
-    bits: 8, of weights and activations. weights: 8. activations: 8 (static ranges from calibration), "dynamic" (ranges of each
+    bits: 8, of weights and activations. weights: 2 to 8, of linear layers and convolutions; the first and the last keep 8, and
+    so does everything else. rounding: "nearest", "gptq", "adaround" or "anneal" (methods.quantize.rounding); None: "nearest"
+    for 7 and 8 bits, "anneal" below. activations: 8 (static ranges from calibration), "dynamic" (ranges of each
     input, linear layers only), "float" (weights are stored in int8, computation stays in float), or None: what suits the
     network.
     ranges: of activations; "minmax", "moving_average", "percentile", "mse" or "entropy". percentile: kept share in percent, in
@@ -66,6 +72,7 @@ class Quantize:
 
     bits: int = 8
     weights: int = 8
+    rounding: str | None = None
     activations: int | str | None = None
     ranges: str = "minmax"
     percentile: float = 99.99
@@ -83,7 +90,8 @@ class Quantize:
 
     def __post_init__(self) -> None:
         _one_of("bits", self.bits, (8,))
-        _one_of("weights", self.weights, (8,))
+        _one_of("weights", self.weights, tuple(range(2, 9)))
+        _one_of("rounding", self.rounding, (None, "nearest", *SOLVERS))
         _one_of("activations", self.activations, (None, *_ACTIVATIONS))
         _one_of("ranges", self.ranges, tuple(RANGES))
         _one_of("weight_ranges", self.weight_ranges, _WEIGHT_RANGES)
@@ -121,7 +129,14 @@ class Quantize:
 
         seen, means = from_tensors(run.memory.remember_tensors(f"seen-{num_samples}", see))
         run.ledger.note("calibrate", examples=num_samples, tensors=len(seen))
-        return Calibrated(self, model, graph, seen, means, few, ruined)
+        many = _of_one_shape(_to_solve_on(data, size)) if self.solver else ()
+        return Calibrated(self, model, graph, seen, means, few, ruined, many)
+
+    @property
+    def solver(self) -> str | None:
+        """Of SOLVERS, None for rounding to nearest."""
+        chosen = self.rounding or ("nearest" if self.weights >= _LEAST_SAFE_BITS else "anneal")
+        return None if chosen == "nearest" else chosen
 
     def _ruined(self, graph: Graph, batches: tuple[Batch, ...], run: Run) -> frozenset[str]:
         """Linear sites that 8-bit activations would ruin."""
@@ -142,6 +157,7 @@ class Calibrated:
     means: Mapping[str, Tensor]
     batches: tuple[Batch, ...] = field(repr=False)
     ruined: frozenset[str] = frozenset()
+    many: tuple[Batch, ...] = field(default=(), repr=False)
 
     def proposals(self) -> tuple[Plan, ...]:
         """Every site that can be int8. Where the user leaves the activations open: static ranges and, for networks of linear
@@ -158,27 +174,48 @@ class Calibrated:
         return (*(plan.replace(stored) for plan in plans), plans[0]) if stored else tuple(plans)
 
     def gentler(self, site: str, spec: Spec) -> Spec:
-        """int8 computation becomes int8 storage where the site has weights, storage becomes float."""
+        """Few bits become 8, int8 computation becomes int8 storage where the site has weights, storage becomes float."""
+        if type(spec) is Quant and spec.weights is not None and spec.weights < _LEAST_SAFE_BITS:
+            return replace(spec, weights=8)
         by_name = {site.name: site for site in self.graph.sites}
         stored = Quant(activations=None)
         return stored if spec != stored and sites.takes(by_name[site], stored) else Keep()
 
     def realize(self, plan: Plan, *, repair: bool = True) -> Compressed:
-        """The network in which each site is as the plan says; repair corrects the biases."""
+        """The network in which each site is as the plan says; repair solves for the codes and corrects the biases."""
         sites.check(self.graph, plan)
         rows, errors = self._rows(plan)
         grids = {name: affine(*self._range(self.seen[name])) for name in sites.tensors(self.graph, plan)}
         module = annotate.insert(self.graph, plan, grids=grids, rows=rows)
         store(module, self.graph, plan, rows=rows)
+        solved = self._solve(module, plan) if repair and self.method.solver else frozenset()
         wanted = self.method.bias_correction
         if repair and (not _is_transformer(self.graph) if wanted is None else wanted):
-            self._correct(module, plan)
+            self._correct(module, plan, but=solved)
         _make_contiguous(module)
         return Compressed(module, plan, self.model, errors)
 
     def _everything(self, activations: int | str, left: tuple[str, ...]) -> Plan:
         specs = {site.name: _preferred(site, activations) for site in self.graph.sites if site.kind not in left}
-        return Plan({name: spec for name, spec in specs.items() if spec is not None})
+        plan = Plan({name: spec for name, spec in specs.items() if spec is not None})
+        return with_bits(plan, dict.fromkeys(self._inner(), self.method.weights))
+
+    def _inner(self) -> list[str]:
+        """Sites whose weights have the bits that were asked for: all that can, but the first and the last bear it worst."""
+        return [site.name for site in self.graph.sites if site.kind in sites.FEW_BITS and site.weights][1:-1]
+
+    def _solve(self, module: Any, plan: Plan) -> frozenset[str]:
+        """Codes of few bits solved for, in place; gives the sites."""
+        named = {site.name: plan.spec(site.name) for site in self.graph.sites if site.kind in sites.FEW_BITS and site.weights}
+        bits = {
+            name: spec.weights
+            for name, spec in named.items()
+            if type(spec) is Quant and spec.weights is not None and spec.weights < _LEAST_SAFE_BITS
+        }
+        if bits and self.many:
+            rounding = Rounding(str(self.method.solver), bits)
+            round_layers(module, self.graph, rounding, inputs=_joined(self.many))
+        return frozenset(bits)
 
     def _rows(self, plan: Plan) -> tuple[dict[str, annotate.Rows], dict[str, dict[str, float]]]:
         rows: dict[str, annotate.Rows] = {}
@@ -210,13 +247,17 @@ class Calibrated:
         choose: Callable[[Seen], tuple[float, float]] = RANGES[self.method.ranges]
         return (partial(percentile, percent=self.method.percentile) if self.method.ranges == "percentile" else choose)(seen)
 
-    def _correct(self, module: Any, plan: Plan) -> None:
+    def _correct(self, module: Any, plan: Plan, *, but: frozenset[str]) -> None:
         rounded = {site.node: site for site in self.graph.sites if site.bias and site.kind in CORRECTABLE and site.name in plan}
-        rounded = {node: site for node, site in rounded.items() if type(plan[site.name]) is Quant}
-        if not rounded or not self.batches:
-            return
-        joined = (torch.cat(values) for values in zip(*(batch.inputs for batch in self.batches), strict=True))
-        correct_biases(module, rounded, self.means, inputs=tuple(fastest_layout(value) for value in joined))
+        rounded = {node: site for node, site in rounded.items() if type(plan[site.name]) is Quant and site.name not in but}
+        if rounded and self.batches:
+            correct_biases(module, rounded, self.means, inputs=_joined(self.batches))
+
+
+def with_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
+    """The plan with these widths of weights at the sites that it quantizes."""
+    specs = {name: spec for name, spec in plan.items() if type(spec) is Quant and name in bits}
+    return plan.replace({name: replace(spec, weights=bits[name]) for name, spec in specs.items()})
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -252,6 +293,18 @@ def _of_one_shape(batches: list[Batch]) -> tuple[Batch, ...]:
     """The batches, where all are of one shape; else the first."""
     shapes = [[value.shape for value in batch.inputs] for batch in batches]
     return tuple(batches) if all(shape == shapes[0] for shape in shapes) else tuple(batches[:1])
+
+
+def _to_solve_on(data: Data, size: int) -> list[Batch]:
+    """Calibration batches to solve on, as many as memory allows."""
+    first = next(iter(data.calibration.batches(1, 1)))
+    most = max(_SOLVER_VALUES // max(sum(value.numel() for value in first.inputs), 1), 1)
+    return list(data.calibration.batches(size, min(_SOLVER_EXAMPLES, most, len(data.calibration))))
+
+
+def _joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+    joined = (torch.cat(values) for values in zip(*(batch.inputs for batch in batches), strict=True))
+    return tuple(fastest_layout(value) for value in joined)
 
 
 def _make_contiguous(module: torch.fx.GraphModule) -> None:

@@ -21,6 +21,7 @@ aten = torch.ops.aten
 
 STATIC = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "add", "mul", "concat", "average_pool")
 DYNAMIC = ("linear",)
+FEW_BITS = ("conv1d", "conv2d", "conv3d", "linear")
 WEIGHTS_ONLY = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "embedding", "lstm", "gru",
 )  # fmt: skip
@@ -49,7 +50,7 @@ def takes(site: Site, spec: Spec) -> bool:
     """True when the site's kind can become `spec`."""
     if type(spec) is Keep:
         return True
-    if type(spec) is not Quant or not _is_eight_bit(spec):
+    if type(spec) is not Quant or not _is_computable(spec, site):
         return False
     if spec.activations is None:
         return site.kind in WEIGHTS_ONLY and bool(site.weights)
@@ -60,9 +61,10 @@ def takes(site: Site, spec: Spec) -> bool:
     return site.kind in (DYNAMIC if spec.dynamic else STATIC)
 
 
-def _is_eight_bit(spec: Quant) -> bool:
-    """What this method computes: a byte a number, a scale a row, no zero points in the weights."""
-    return spec.weights in (None, 7, 8) and spec.activations in (None, 8) and spec.group is None and spec.symmetric
+def _is_computable(spec: Quant, site: Site) -> bool:
+    """What this method computes: a scale a row, no zero points in weights, fewer than 7 bits where they can be solved for."""
+    bits = (None, 7, 8) if site.kind not in FEW_BITS else (None, *range(2, 9))
+    return spec.weights in bits and spec.activations in (None, 8) and spec.group is None and spec.symmetric
 
 
 def inputs(node: fx.Node, kind: str) -> Iterator[Edge]:
