@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx, nn
 
 from lighten import catalog
-from lighten.analyze.reclass import Reclassed, as_class
 from lighten.analyze.trace import trace
 from lighten.core.cost import Budget, Target
 from lighten.core.data import Data
@@ -33,7 +32,7 @@ from lighten.engine.rewriting import rewritten
 from lighten.engine.scalars import summary_writer
 from lighten.engine.threads import torch_threads
 from lighten.evaluate.metrics import require_suited
-from lighten.export.saturation import NARROW_BITS
+from lighten.export.saturation import FULL_BITS, NARROW_BITS
 from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import WORK, Result
@@ -43,6 +42,9 @@ from lighten.search.gate import pass_gate
 from lighten.search.narrow import narrowed
 from lighten.search.restore import restore
 from lighten.search.trials import Trial, Trials, representative_batch
+
+if TYPE_CHECKING:
+    from lighten.analyze.reclass import Reclassed
 
 _FINAL_ROUNDS = 100
 _CLOSE = 0.01
@@ -124,8 +126,10 @@ def _finish(facts: Facts) -> Result:
     return Result(report, found.trial.compressed, replay, found.trial.export.path.read_bytes(), reclassed)
 
 
-def _reclassed(trials: Trials, smaller: Model) -> Reclassed | None:
+def _reclassed(trials: Trials, smaller: Model) -> "Reclassed | None":
     """What the steps before the last one made, in its own class; None where there are none."""
+    from lighten.analyze.reclass import as_class  # a fifth of all that `import lighten` would load, for few runs
+
     if smaller.module is trials.model.module:
         return None
     example = next(iter(trials.data.calibration.batches(2, 2))).inputs
@@ -249,7 +253,8 @@ def _name(plan: Plan) -> str:
     dynamic = any(spec.dynamic for spec in quants)
     static = any(spec.activations is not None and not spec.dynamic for spec in quants)
     kind = "int8 dynamic" if dynamic else "int8" if static else "int8 weights"
-    return f"{kind}, 7-bit weights" if any(spec.weights == NARROW_BITS for spec in quants) else kind
+    fewest = min((spec.weights for spec in quants if spec.weights is not None), default=FULL_BITS)
+    return f"{kind}, {fewest}-bit weights" if fewest < FULL_BITS else kind
 
 
 def _num_outputs(graph: Graph) -> int | None:

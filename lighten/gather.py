@@ -6,13 +6,12 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lighten.analyze.cost import costs
-from lighten.analyze.reclass import Reclassed
 from lighten.core.cost import Budget, LayerCost
 from lighten.core.graph import Graph
 from lighten.core.pins import pinned
@@ -26,6 +25,9 @@ from lighten.export.saturation import FULL_BITS
 from lighten.search.faster import Speed
 from lighten.search.gate import Gate
 from lighten.search.trials import ORIGINAL, Trials
+
+if TYPE_CHECKING:
+    from lighten.analyze.reclass import Reclassed
 
 _MOST_IMAGES = 24
 ROUNDING = 1e-9
@@ -45,7 +47,7 @@ class Facts:
     trials: Trials
     speed: Speed
     interrupted: bool
-    reclassed: Reclassed | None = None
+    reclassed: "Reclassed | None" = None
 
 
 def gather(facts: Facts, gate: Gate) -> dict[str, Any]:

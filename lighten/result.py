@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from lighten.analyze.reclass import Reclassed, configured
 from lighten.core.errors import InputError, UnfitError
 from lighten.core.method import Compressed
 from lighten.core.recipe import Recipe
@@ -18,6 +17,9 @@ from lighten.engine.files import check_writable, make_folder, move, sha256_of, u
 from lighten.export.archive import PRETRAINED, write_archive, write_pretrained
 from lighten.report.table import table
 from lighten.report.write import JSON_NAME, PAGE_NAME, write
+
+if TYPE_CHECKING:
+    from lighten.analyze.reclass import Reclassed
 
 MODEL_FILE = "model.onnx"
 RECIPE_FILE = "recipe.yaml"
@@ -36,7 +38,7 @@ class Result:
     compressed: Compressed
     recipe: Recipe
     model_bytes: bytes
-    reclassed: Reclassed | None = None
+    reclassed: "Reclassed | None" = None
 
     @property
     def verdict(self) -> str:
@@ -69,6 +71,8 @@ class Result:
         if module is None or isinstance(module, fx.GraphModule):
             reason = "It was read as a graph." if found is None else found.reason
             raise UnfitError(f"The network has no class any more. {reason}", hint="compressed.model.module runs and trains it.")
+        from lighten.analyze.reclass import configured
+
         path = configured(module) if model.origin.kind == "huggingface" else None
         return module if path is None else module.get_submodule(path)
 
