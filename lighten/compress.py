@@ -5,11 +5,12 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from lighten import catalog
 from lighten.analyze.trace import trace
@@ -36,6 +37,7 @@ from lighten.export.saturation import FULL_BITS, NARROW_BITS
 from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
 from lighten.result import WORK, Result
+from lighten.search.bits import fit_size
 from lighten.search.clock import FileClock
 from lighten.search.faster import Speed, make_faster, time_trial
 from lighten.search.gate import pass_gate
@@ -170,7 +172,11 @@ class _Job:
         else:
             least = min(speeds, key=lambda speed: speed.trial.comparison.drop)
             start = self._consider(self._restored(least.trial))
-        return self._keep(make_faster(self.trials, self.graph, start, holds=self._holds))
+        limit = self.budget.size_bytes
+        if limit is not None and start.trial.export.size_bytes > limit:
+            narrow = fit_size(self.trials, self.graph, start.trial, limit=limit, inputs=self._few_inputs())
+            start = max(start, self._consider(narrow), key=self._worth)
+        return self._keep(make_faster(self.trials, self.graph, start, holds=partial(self._keeps, start.trial)))
 
     def _proposals(self) -> list[Plan]:
         """The method's, and for each a variant in 7 bits where the runtime's fast kernels lose sums of 8."""
@@ -190,11 +196,20 @@ class _Job:
         return pinned(plan, self.recipe.sites)
 
     def _restored(self, trial: Trial) -> Trial:
-        batch = next(iter(self.trials.data.calibration.batches(8, 8)))
-        return restore(self.trials, trial, holds=self._holds, inputs=batch.inputs, run=self.trials.run)
+        return restore(self.trials, trial, holds=self._holds, inputs=self._few_inputs(), run=self.trials.run)
+
+    def _few_inputs(self) -> tuple[Tensor, ...]:
+        return next(iter(self.trials.data.calibration.batches(8, 8))).inputs
 
     def _holds(self, trial: Trial) -> bool:
         return self.budget.max_drop is None or trial.comparison.drop <= self.budget.max_drop + ROUNDING
+
+    def _fits(self, trial: Trial) -> bool:
+        return self.budget.size_bytes is None or trial.export.size_bytes <= self.budget.size_bytes
+
+    def _keeps(self, start: Trial, trial: Trial) -> bool:
+        """Whether the limits that `start` holds still hold."""
+        return self._holds(trial) and (self._fits(trial) or not self._fits(start))
 
     def _consider(self, trial: Trial) -> Speed:
         return self._keep(time_trial(self.trials, trial))
@@ -204,10 +219,10 @@ class _Job:
             self.best = speed
         return speed
 
-    def _worth(self, speed: Speed) -> tuple[bool, float, float]:
-        """Among files that hold the drop the fastest is best, among those that do not the one that drops least."""
+    def _worth(self, speed: Speed) -> tuple[bool, bool, float, float]:
+        """Among files that hold the drop and the size the fastest is best, among those that do not the one that drops least."""
         holds = self._holds(speed.trial)
-        return holds, 0.0 if holds else -speed.trial.comparison.drop, -speed.ratio
+        return holds, self._fits(speed.trial), 0.0 if holds else -speed.trial.comparison.drop, -speed.ratio
 
 
 def _steps(recipe: Recipe) -> tuple[tuple[Rewrite, ...], Method]:

@@ -4,7 +4,7 @@ Sites are ranked by the noise that each alone puts on the network's output; then
 holds the drop is found by doubling and bisection, each step a real file scored on the test examples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -55,18 +55,23 @@ def rank(prepared: Prepared, plan: Plan, *, inputs: tuple[Tensor, ...], run: Run
     """For each site of the plan: the noise power on the network's first output when that site alone is compressed, relative
     to the output's power.
     """
+
+    def measure() -> dict[str, float]:
+        tracked = run.progress.track(list(plan), what="ranking layers", total=len(plan))
+        alone = (Plan({site: plan[site]}) for site in tracked)
+        return dict(zip(plan, output_noise(prepared, alone, inputs=inputs), strict=True))
+
+    return dict(run.memory.remember(f"damage-{plan.key()}", measure))
+
+
+def output_noise(prepared: Prepared, plans: Iterable[Plan], *, inputs: tuple[Tensor, ...]) -> Iterator[float]:
+    """For each plan the noise power on the network's first output, relative to the output's power, on the first examples."""
     inputs = tuple(value[:_EXAMPLES] for value in inputs)
     clean = _first(prepared.realize(Plan(), repair=False).graph, inputs)
     power = float(clean.square().mean().clamp_min(1e-30))
-
-    def measure() -> dict[str, float]:
-        damage = {}
-        for site in run.progress.track(list(plan), what="ranking layers", total=len(plan)):
-            noisy = _first(prepared.realize(Plan({site: plan[site]}), repair=False).graph, inputs)
-            damage[site] = float((noisy - clean).square().mean()) / power
-        return damage
-
-    return dict(run.memory.remember(f"damage-{plan.key()}", measure))
+    for plan in plans:
+        noisy = _first(prepared.realize(plan, repair=False).graph, inputs)
+        yield float((noisy - clean).square().mean()) / power
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from lighten.core.errors import InputError
 from lighten.core.method import Compressed
 from lighten.core.model import Model, Origin
 from lighten.core.run import Run
-from lighten.core.spec import Quant
+from lighten.core.spec import Keep, Quant
 from lighten.export.onnx import OnnxExporter
 from lighten.methods.quantize.integer import Calibrated, Quantize
 from lighten.methods.quantize.rounding import SOLVERS
@@ -79,9 +79,11 @@ def test_codes_stay_within_their_bits() -> None:
     assert int(codes.max()) <= 3
 
 
-def test_few_bits_go_back_to_eight_before_anything_else() -> None:
+def test_few_bits_stay_few_where_the_computation_goes_back_to_float() -> None:
     prepared = prepare(residual(), weights=4)
-    assert prepared.gentler("project", Quant(weights=4)) == Quant(weights=8)
+    stored = prepared.gentler("project", Quant(weights=4))
+    assert stored == Quant(weights=4, activations=None)
+    assert prepared.gentler("project", stored) == Keep()
 
 
 @pytest.mark.parametrize("bits", [4, 2])

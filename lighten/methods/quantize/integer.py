@@ -129,14 +129,12 @@ class Quantize:
 
         seen, means = from_tensors(run.memory.remember_tensors(f"seen-{num_samples}", see))
         run.ledger.note("calibrate", examples=num_samples, tensors=len(seen))
-        many = _of_one_shape(_to_solve_on(data, size)) if self.solver else ()
-        return Calibrated(self, model, graph, seen, means, few, ruined, many)
+        return Calibrated(self, model, graph, seen, means, few, ruined, data)
 
     @property
     def solver(self) -> str | None:
-        """Of SOLVERS, None for rounding to nearest."""
-        chosen = self.rounding or ("nearest" if self.weights >= _LEAST_SAFE_BITS else "anneal")
-        return None if chosen == "nearest" else chosen
+        """Of SOLVERS, for codes of fewer than 7 bits; None for rounding to nearest."""
+        return None if self.rounding == "nearest" else self.rounding or "anneal"
 
     def _ruined(self, graph: Graph, batches: tuple[Batch, ...], run: Run) -> frozenset[str]:
         """Linear sites that 8-bit activations would ruin."""
@@ -157,7 +155,7 @@ class Calibrated:
     means: Mapping[str, Tensor]
     batches: tuple[Batch, ...] = field(repr=False)
     ruined: frozenset[str] = frozenset()
-    many: tuple[Batch, ...] = field(default=(), repr=False)
+    data: Data | None = field(default=None, repr=False)
 
     def proposals(self) -> tuple[Plan, ...]:
         """Every site that can be int8. Where the user leaves the activations open: static ranges and, for networks of linear
@@ -174,11 +172,10 @@ class Calibrated:
         return (*(plan.replace(stored) for plan in plans), plans[0]) if stored else tuple(plans)
 
     def gentler(self, site: str, spec: Spec) -> Spec:
-        """Few bits become 8, int8 computation becomes int8 storage where the site has weights, storage becomes float."""
-        if type(spec) is Quant and spec.weights is not None and spec.weights < _LEAST_SAFE_BITS:
-            return replace(spec, weights=8)
+        """Integer computation becomes integer storage where the site has weights (few bits stay few), storage becomes float."""
         by_name = {site.name: site for site in self.graph.sites}
-        stored = Quant(activations=None)
+        is_low = type(spec) is Quant and spec.weights is not None and spec.weights < _LEAST_SAFE_BITS
+        stored = Quant(weights=spec.weights if is_low else 8, activations=None)  # type: ignore[union-attr]
         return stored if spec != stored and sites.takes(by_name[site], stored) else Keep()
 
     def realize(self, plan: Plan, *, repair: bool = True) -> Compressed:
@@ -212,9 +209,9 @@ class Calibrated:
             for name, spec in named.items()
             if type(spec) is Quant and spec.weights is not None and spec.weights < _LEAST_SAFE_BITS
         }
-        if bits and self.many:
-            rounding = Rounding(str(self.method.solver), bits)
-            round_layers(module, self.graph, rounding, inputs=_joined(self.many))
+        if bits and self.data is not None:
+            batches = _of_one_shape(_to_solve_on(self.data, _batch_size(self.model)))
+            round_layers(module, self.graph, Rounding(str(self.method.solver), bits), inputs=_joined(batches))
         return frozenset(bits)
 
     def _rows(self, plan: Plan) -> tuple[dict[str, annotate.Rows], dict[str, dict[str, float]]]:
