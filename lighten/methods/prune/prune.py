@@ -251,6 +251,7 @@ class _Job:
         coupling = couple(graph)
         kept = self._select(graph, coupling, progress, self.run)
         smaller = cut(graph, coupling, kept)
+        _refuse_broken(smaller, self.model)
         if self.knobs.repair:
             examples = one_batch(self.data, self.knobs.samples)
             repair(graph, smaller, coupling, keep=kept, inputs=examples.inputs, seed=self.run.seed)
@@ -294,6 +295,17 @@ def _is_held(group: ChannelGroup, pins: Sequence[str]) -> bool:
 def structure(graph: fx.GraphModule, group: ChannelGroup) -> Hashable:
     """Equal for groups whose tensors are alike, whatever their sizes (arXiv:2407.04616)."""
     return (group.kind, *sorted((part.role, part.dim, tensor_of(graph, part.tensor).dim()) for part in group.slices))
+
+
+@torch.no_grad()
+def _refuse_broken(smaller: fx.GraphModule, model: Model) -> None:
+    """Raises UnfitError where an operator does not take the new sizes: a view as complex numbers needs even ones."""
+    try:
+        smaller(*model.example)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        hint = "Pin its groups in `sites`, cut another unit, or raise `round_to`."
+        raise UnfitError(f"{model.origin.source} does not run with the channels that are left: {reason}", hint=hint) from error
 
 
 def _nothing(source: str, unit: str, coupling: Coupling) -> UnfitError:
