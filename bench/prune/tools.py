@@ -78,7 +78,6 @@ def _with(cut: Callable[..., Model], **knobs: Any) -> Callable[[Model, Data, flo
 TOOLS = (
     Tool("lighten", _with(_ours, round_to=1)),
     Tool("lighten, widths of 8", _with(_ours)),
-    Tool("lighten, Taylor, widths of 8", _with(_ours, score="taylor")),
     Tool("lighten, no repair", _with(_ours, round_to=1, repair=False), tunes=False),
     Tool("Torch-Pruning, magnitude", _with(_peer, importance="magnitude"), is_peer=True),
     Tool("Torch-Pruning, Taylor", _with(_peer, importance="taylor"), is_peer=True),
