@@ -168,7 +168,7 @@ def table(results: dict[str, Any]) -> str:
     original = latency["ms"]["original"]
     lines = [
         f"{results['device']}; {results['threads']} thread(s); {results['test_images']} test images through the exported file; "
-        f"{results['seeds']} seeds: mean (lowest to highest).",
+        f"{results['seeds']} seed(s).",
         f"Uncut: accuracy {spread(results['originals'])}, {results['macs']:,} MACs, {original:.3f} ms for {latency['batch']} "
         f"images (the same file again: {latency['noise_ratio']:.3f} of it).",
         "",
@@ -192,8 +192,9 @@ def table(results: dict[str, Any]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and extremes."""
-    return f"{sum(values) / len(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+    """Mean and extremes, where there is more than one."""
+    mean = f"{sum(values) / len(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.4f} to {max(values):.4f})"
 
 
 if __name__ == "__main__":
