@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from lighten.core.spec import Keep, Spec, from_dict, to_dict
+from lighten.core.spec import Keep, Quant, Spec, from_dict, to_dict
 
 
 class Plan(Mapping[str, Spec]):
@@ -33,6 +34,11 @@ class Plan(Mapping[str, Spec]):
     def replace(self, changes: Mapping[str, Spec]) -> "Plan":
         """A new plan in which `changes` override this one's specs."""
         return Plan({**self._specs, **changes})
+
+    def with_widths(self, bits: Mapping[str, int]) -> "Plan":
+        """The plan with these bits for the weights of sites that it quantizes; other sites stay as they are."""
+        specs = {site: spec for site, spec in self.items() if type(spec) is Quant and site in bits}
+        return self.replace({site: replace(spec, weights=bits[site]) for site, spec in specs.items()})
 
     def key(self) -> str:
         """16 hex digits that are equal exactly when the plans are."""

@@ -326,20 +326,6 @@ def group_sparsity(w_CK: Tensor, strength_C: Tensor, *, squared: bool = False) -
     return (strength_C * norm_C).sum()
 
 
-def relative_strength(score_C: Tensor, steepness: float = 4.0) -> Tensor:
-    """2^(steepness (max - s_c) / (max - min)): 1 for the best channel, 2^steepness for the worst (arXiv:2301.12900).
-
-    Equal scores give 1 everywhere.
-    """
-    worst, best = score_C.min(), score_C.max()
-    return torch.exp2(steepness * (best - score_C) / (best - worst).clamp_min(torch.finfo(score_C.dtype).tiny))
-
-
-def grow_strength(strength_C: Tensor, condemned_C: Tensor, step: float, *, ceiling: float) -> Tensor:
-    """One step of GReg-1 (arXiv:2012.09243): condemned channels (bool) gain `step` up to `ceiling`, others keep theirs."""
-    return torch.where(condemned_C, (strength_C + step).clamp_max(ceiling), strength_C)
-
-
 def _sample(total: int, count: int, generator: torch.Generator) -> Tensor:
     if count >= total:
         return torch.arange(total)

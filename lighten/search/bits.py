@@ -6,7 +6,6 @@ too, so the plan becomes a file that is scored and weighed, and a file that is s
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -38,7 +37,7 @@ def fit_size(trials: Trials, graph: Graph, start: Trial, *, limit: int, inputs: 
         costs = [[count * bits // 8 for bits in WIDTHS] for count in weights.values()]
         chosen = allocate([noise[site] for site in weights], costs, room)
         specs = {site: WIDTHS[option] for site, option in zip(weights, chosen.choice, strict=True)}
-        trial = trials.attempt(_with_bits(start.plan, specs), f"{_mean(weights, specs):.1f}-bit weights")
+        trial = trials.attempt(_narrowed(start.plan, specs), f"{_mean(weights, specs):.1f}-bit weights")
         best = min(best, trial, key=lambda one: one.export.size_bytes)
         excess = trial.export.size_bytes - limit
         if excess <= 0 or not chosen.is_within:
@@ -55,7 +54,7 @@ def output_noise_by_width(
 
     def measure() -> list[float]:
         tracked = run.progress.track(pairs, what="trying widths", total=len(pairs))
-        alone = (_with_bits(Plan({site: plan[site]}), {site: bits}) for site, bits in tracked)
+        alone = (_narrowed(Plan({site: plan[site]}), {site: bits}) for site, bits in tracked)
         return list(output_noise(prepared, alone, inputs=inputs))
 
     found = iter(run.memory.remember(f"widths-{plan.key()}", measure))
@@ -69,9 +68,9 @@ def _weights(graph: Graph, plan: Plan) -> dict[str, int]:
     return {site.name: values[site.weights[0]].numel() for site in sites}
 
 
-def _with_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
-    specs = {site: spec for site, spec in plan.items() if type(spec) is Quant and site in bits and bits[site] < FULL_BITS}
-    return plan.replace({site: replace(spec, weights=bits[site]) for site, spec in specs.items()})
+def _narrowed(plan: Plan, bits: Mapping[str, int]) -> Plan:
+    """Sites that get the full width keep what they have, which may be 7 bits."""
+    return plan.with_widths({site: width for site, width in bits.items() if width < FULL_BITS})
 
 
 def _mean(weights: Mapping[str, int], bits: Mapping[str, int]) -> float:

@@ -95,3 +95,9 @@ def test_a_pin_that_matches_nothing_names_the_nearest() -> None:
 def test_values_out_of_range_are_refused(make) -> None:
     with pytest.raises(InputError, match=r"Got|needs|changes"):
         make()
+
+
+def test_widths_change_only_where_a_plan_quantizes() -> None:
+    plan = Plan({"a": Quant(dynamic=True), "b": Keep(), "c": Quant()})
+    changed = plan.with_widths({"a": 4, "b": 4, "d": 4})
+    assert dict(changed) == {"a": Quant(weights=4, dynamic=True), "b": Keep(), "c": Quant()}

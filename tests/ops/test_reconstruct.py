@@ -17,7 +17,6 @@ from lighten.ops.reconstruct import (
     damped,
     empty_moments,
     group_sparsity,
-    grow_strength,
     inverse,
     matching_bias,
     per_row,
@@ -25,7 +24,6 @@ from lighten.ops.reconstruct import (
     refit_chosen,
     refit_drifted,
     refit_rows,
-    relative_strength,
     sample_rows,
     stuffed,
     unfold_columns,
@@ -318,16 +316,6 @@ def test_gradient_descent_on_group_sparsity_empties_the_channel_that_the_loss_ne
     assert norm_C[0].item() == pytest.approx(2**0.5 - 0.3, abs=0.007 * 0.3)
     # or to zero, about which it hops by at most one step, 0.01 (0.3 from the penalty + 0.15 from the loss)
     assert norm_C[1].item() < 0.0045
-
-
-def test_relative_strength_is_one_for_the_best_and_sixteen_for_the_worst() -> None:
-    torch.testing.assert_close(relative_strength(torch.tensor([0.0, 1.0, 2.0])), torch.tensor([16.0, 4.0, 1.0]))
-    torch.testing.assert_close(relative_strength(torch.full((3,), 0.7)), torch.ones(3))
-
-
-def test_strength_grows_only_where_a_channel_is_condemned_and_only_to_the_ceiling() -> None:
-    grown = grow_strength(torch.tensor([0.0, 0.0, 0.95]), torch.tensor([True, False, True]), 0.1, ceiling=1.0)
-    torch.testing.assert_close(grown, torch.tensor([0.1, 0.0, 1.0]))
 
 
 # goals: what follows a layer counts

@@ -39,7 +39,7 @@ _ROUNDING = 1e-9  # of budgets, which are products of fractions
 class Depth:
     """What is asked. unit: one of UNITS. measure: "macs", "params" or "bytes", of which `share` stays; or "ratio", the share of
     blocks that goes. share: in (0, 1). score: one of SCORES. least: fraction of the blocks that stays, in [0, 1).
-    samples: calibration examples. repair: refit the layers behind a removed block, and new batch-norm statistics.
+    samples: calibration examples. repair: refit the layers behind a removed block, and batch-norm means.
     """
 
     unit: str

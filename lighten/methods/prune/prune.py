@@ -59,7 +59,7 @@ class Prune:
     of equal structure ("isomorphic", Fang et al. 2024, arXiv:2407.04616), or the same share goes from every group ("uniform").
     normalize: of scores between groups. round_to: kept counts are multiples of it where the group has more. least: fraction of
     a group that always stays, in [0, 1). only_faster: where there is a target to time on, cuts that do not make it faster are
-    not made. repair: least-squares update of the layers behind a cut, and new batch-norm statistics. samples: calibration
+    not made. repair: least-squares update of the layers behind a cut, and of batch-norm means. samples: calibration
     examples.
     schedule: "one-shot", "iterative" (cuts in `rounds` steps with training between them) or "gradual" (training with a penalty
     on the channels that will go, then one cut). training: knobs of engine.schedule.Training, for these two.

@@ -8,7 +8,7 @@ Dimension key: O output channels, K everything else.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -195,7 +195,7 @@ class Calibrated:
     def _everything(self, activations: int | str, left: tuple[str, ...]) -> Plan:
         specs = {site.name: _preferred(site, activations) for site in self.graph.sites if site.kind not in left}
         plan = Plan({name: spec for name, spec in specs.items() if spec is not None})
-        return with_bits(plan, dict.fromkeys(self._inner(), self.method.weights))
+        return plan.with_widths(dict.fromkeys(self._inner(), self.method.weights))
 
     def _inner(self) -> list[str]:
         """Sites whose weights have the bits that were asked for: all that can, but the first and the last bear it worst."""
@@ -249,12 +249,6 @@ class Calibrated:
         rounded = {node: site for node, site in rounded.items() if type(plan[site.name]) is Quant and site.name not in but}
         if rounded and self.batches:
             correct_biases(module, rounded, self.means, inputs=_joined(self.batches))
-
-
-def with_bits(plan: Plan, bits: Mapping[str, int]) -> Plan:
-    """The plan with these widths of weights at the sites that it quantizes."""
-    specs = {name: spec for name, spec in plan.items() if type(spec) is Quant and name in bits}
-    return plan.replace({name: replace(spec, weights=bits[name]) for name, spec in specs.items()})
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
