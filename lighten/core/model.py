@@ -1,5 +1,6 @@
 """What is compressed: a module, an example of its inputs, and where both came from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Model:
 
     example: one batch of valid inputs, batch size at least 2 where dimension 0 is dynamic.
     input_names, output_names: the names in the exported file.
+    sparse: parameters that were made sparse, by name, and their pattern ("unstructured", "2:4", "4x1", ...). The zeros in the
+    tensor are the mask: every later step keeps them (engine.zeros).
     """
 
     module: nn.Module
@@ -53,3 +56,4 @@ class Model:
     origin: Origin
     input_names: tuple[str, ...] = field(default=("input",))
     output_names: tuple[str, ...] = field(default=("output",))
+    sparse: Mapping[str, str] = field(default_factory=dict)

@@ -47,19 +47,26 @@ def _once(model: Model, run: Run, identity: Mapping[str, Any], step: Callable[..
         return step(run=run)
     memory = FolderMemory(run.folder, identity=identity)
     began = len(run.ledger.entries)
-    made: list[fx.GraphModule] = []
+    made: list[Model] = []
 
-    def network() -> fx.GraphModule:
+    def result() -> Model:
         if not made:
-            made.append(cast(fx.GraphModule, step(run=replace(run, memory=memory)).module))
+            made.append(step(run=replace(run, memory=memory)))
         return made[0]
 
-    tensors = memory.remember_tensors("tensors", lambda: _parts(network())[1])
-    facts = memory.remember("facts", lambda: {**_parts(network())[0], "entries": run.ledger.entries[began:]})
+    def facts_of(made: Model) -> dict[str, Any]:
+        return {**_parts(_graph(made))[0], "sparse": dict(made.sparse), "entries": run.ledger.entries[began:]}
+
+    tensors = memory.remember_tensors("tensors", lambda: _parts(_graph(result()))[1])
+    facts = memory.remember("facts", lambda: facts_of(result()))
     for entry in facts["entries"] if not made else ():
         run.ledger.note(**{name: value for name, value in entry.items() if name != "seconds"})
     # read back even where it was made just now: the order of its parameters must not depend on which of the two it is
-    return replace(model, module=_network(facts, tensors))
+    return replace(model, module=_network(facts, tensors), sparse=facts["sparse"])
+
+
+def _graph(model: Model) -> fx.GraphModule:
+    return cast(fx.GraphModule, model.module)
 
 
 def _parts(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:

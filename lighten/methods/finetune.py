@@ -1,7 +1,7 @@
 """Fine-tuning: the network as it stands is trained on, in the one training loop, to recover what a step before it cost."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from lighten.engine.losses import Loss, loss_for
 from lighten.engine.quiet import quiet
 from lighten.engine.schedule import Training
 from lighten.engine.train import Extras, Trained, train
+from lighten.engine.zeros import keep_zeros
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,20 @@ class Finetune(Training):
         with quiet():
             module = copy.deepcopy(model.module) if isinstance(model.module, fx.GraphModule) else traced(model)
         try:
-            done = self._train(module, data, run)
+            done = self._train(module, data, run, after_step=keep_zeros(module, model.sparse))
         except Stopped as stop:
             raise Stopped(replace(model, module=stop.result.module)) from stop
         run.ledger.note("finetune", steps=done.num_steps, kept_epoch=done.kept, stopped_early=done.stopped_early)
         return replace(model, module=done.module)
 
-    def _train(self, module: fx.GraphModule, data: Data, run: Run) -> Trained:
+    def _train(self, module: fx.GraphModule, data: Data, run: Run, *, after_step: Callable[[int, float], None]) -> Trained:
         knobs = {field.name: getattr(self, field.name) for field in fields(Training)}
         split, held = held_out(_training_split(data), self.validation, seed=run.seed)
         if held is None and self.validation:
             run.progress.say(f"Too few training examples for a validation (below {FEWEST}); the last weights are kept.")
         extras = Extras(
             validate=None if held is None else loss_on(held, _loss(data), batch_size=self.batch_size),
+            after_step=after_step,
             folder=run.folder,
             tensorboard=run.tensorboard,
         )
