@@ -5,10 +5,13 @@ right side,
   but leaves a transpose between the codes and the product in float.
 * Average pooling to one value becomes GlobalAveragePool.
 * A dynamically quantized linear layer becomes DynamicQuantizeLinear and MatMulInteger.
+* Activations of fewer than 8 bits are uint8 codes that are clipped after rounding: the same numbers as rounding to the narrow
+  grid, and the integer kernels on both sides of the Clip stay.
 
 Dimension key: O outputs, I inputs of a linear layer.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +23,22 @@ from lighten.analyze.trace import set_tensor, tensor_of
 
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
+_MOST_CODE = 255
+_ROUNDING = 1e-5  # of a scale in float32
+# by operator, the bounds where the node gives none
+_CLIPS: dict[Any, tuple[float | None, float | None]] = {
+    aten.relu.default: (0.0, None),
+    aten.relu6.default: (0.0, 6.0),
+    aten.hardtanh.default: (-1.0, 1.0),
+    aten.clamp.default: (None, None),
+}
 
 
 def lower(module: fx.GraphModule) -> fx.GraphModule:
     """The same function in ONNX's terms; changes `module` in place and returns it."""
     for node in list(module.graph.nodes):
+        if node.target is quantized.quantize_per_tensor.default and node.args[4] < _MOST_CODE:
+            _clip_codes(module, node)
         if _is_global_average(node):
             node.target, node.args = torch.ops.lighten.global_average.default, node.args[:1]
         if node.target is not aten.linear.default:
@@ -39,6 +53,30 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _clip_codes(module: fx.GraphModule, node: fx.Node) -> None:
+    """round, clip to [0, 255], clip to [0, high]: in this order, as one node cannot say it."""
+    value, scale, zero, low, high, dtype = node.args
+    readers = list(node.users)
+    with module.graph.inserting_after(node):
+        clipped = module.graph.call_function(aten.clamp.default, (node, low, high))
+    if len(value.users) == 1 and _clips_no_more(value, low=-zero * scale, high=(high - zero) * scale):  # type: ignore[union-attr, operator]
+        value = value.args[0]  # type: ignore[union-attr]
+    for reader in (node, *readers):
+        first = value if reader is node else clipped
+        reader.args = (first, scale, zero, 0, _MOST_CODE, dtype)
+
+
+def _clips_no_more(value: fx.Node, *, low: float, high: float) -> bool:
+    """True for an activation that cuts nothing off which the codes do not. Left in float, it would keep the convolution before
+    it from being one integer kernel with the rounding.
+    """
+    if value.target not in _CLIPS:
+        return False
+    bounds = [*value.args[1:3], *_CLIPS[value.target][len(value.args) - 1 :]]
+    least, most = (default if given is None else given for given, default in zip(bounds, (-math.inf, math.inf), strict=True))
+    return least <= low and high <= most * (1 + _ROUNDING)
 
 
 def translations() -> dict[Callable[..., Any], Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 _INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QMoE", "MatMulNBits")
+_UINT8 = 2  # TensorProto.UINT8
 _WITHOUT_WORK = ("QuantizeLinear", "DequantizeLinear", "Constant")
 
 
@@ -52,6 +53,10 @@ class OnnxExporter:
     def open(self, path: Path, target: Target) -> "OnnxSession":
         """Loads a file. Raises InputError when ONNX Runtime refuses it."""
         return OnnxSession(path, target.threads)
+
+    def weight_widths(self) -> tuple[int, ...]:
+        """ONNX has integers of 8, 4 and 2 bits; codes of 3 bits take 4."""
+        return FULL_BITS, 4, 2
 
     def exact_weight_bits(self) -> int:
         """7 where a product of uint8 and int8 saturates, else 8."""
@@ -166,9 +171,11 @@ def _load(path: Path) -> "onnx.ModelProto":
 
 def _count(proto: "onnx.ModelProto") -> dict[str, int]:
     counts: Counter[str] = Counter()
+    codes = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == _UINT8}
     for node in proto.graph.node:
         if node.op_type not in _WITHOUT_WORK:
-            is_integer = node.op_type.startswith(_INTEGER)
+            is_on_codes = node.op_type == "Clip" and node.input[-1] in codes
+            is_integer = is_on_codes or node.op_type.startswith(_INTEGER)
             counts[f"{_plain(node.op_type)}:{'int8' if is_integer else 'fp32'}"] += 1
         else:
             counts[node.op_type] += 1

@@ -1,4 +1,4 @@
-"""From what a tensor was seen to hold, to the range [low, high] that its 8-bit grid should cover.
+"""From what a tensor was seen to hold, to the range [low, high] that its grid should cover.
 
 Dimension key: N bins of a histogram, C candidate ranges.
 """
@@ -55,7 +55,7 @@ def mean_squared_error(seen: Seen, bits: int = 8) -> tuple[float, float]:
 
     Both ends shrink by one factor, then each end alone: 2 x 64 + 64 candidates, evaluated on the histogram's centres.
     """
-    factors_C = torch.linspace(1.0, 0.2, 64, dtype=torch.float64)
+    factors_C = torch.linspace(1.0, 0.2 if bits >= 7 else 0.02, 64, dtype=torch.float64)  # few levels clip more
     low, high = _least(seen, factors_C * seen.low, factors_C * seen.high, bits)
     low, high = _least(seen, factors_C * seen.low, torch.full_like(factors_C, high), bits)
     return _least(seen, torch.full_like(factors_C, low), factors_C * seen.high, bits)
@@ -73,10 +73,10 @@ def entropy(seen: Seen, bits: int = 8) -> tuple[float, float]:
     return seen.low * factor, seen.high * factor
 
 
-RANGES: dict[str, Callable[[Seen], tuple[float, float]]] = {
-    "minmax": minmax,
-    "moving_average": moving_average,
-    "percentile": percentile,
+RANGES: dict[str, Callable[..., tuple[float, float]]] = {
+    "minmax": lambda seen, bits=8: minmax(seen),
+    "moving_average": lambda seen, bits=8: moving_average(seen),
+    "percentile": lambda seen, bits=8: percentile(seen),
     "mse": mean_squared_error,
     "entropy": entropy,
 }

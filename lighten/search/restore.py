@@ -46,8 +46,10 @@ def restore(trials: Trials, start: Trial, *, holds: Callable[[Trial], bool], inp
 
 def _restored(spec: Spec) -> Spec:
     """Few bits become 8, which hardly ever hurt; 8 become float."""
-    if type(spec) is Quant and spec.weights is not None and spec.weights < NARROW_BITS:
-        return replace(spec, weights=FULL_BITS)
+    widths = () if type(spec) is not Quant else (spec.weights, spec.activations)
+    if any(bits is not None and bits < NARROW_BITS for bits in widths):
+        full = {name: FULL_BITS for name in ("weights", "activations") if getattr(spec, name) is not None}
+        return replace(spec, **full)  # type: ignore[type-var]
     return Keep()
 
 

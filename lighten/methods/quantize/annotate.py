@@ -43,10 +43,10 @@ class Rows:
     dim: int = 0
 
 
-def insert(graph: Graph, plan: Plan, *, grids: Mapping[str, Affine], rows: Mapping[str, Rows]) -> fx.GraphModule:
+def insert(graph: Graph, plan: Plan, *, grids: Mapping[tuple[str, int], Affine], rows: Mapping[str, Rows]) -> fx.GraphModule:
     """A copy of the graph with quantize and dequantize nodes where the plan asks for integers in computation.
 
-    grids: for each tensor in `sites.tensors`. rows: codes of each quantized weight, by parameter name.
+    grids: for each tensor and width in `sites.widths`. rows: codes of each quantized weight, by parameter name.
     """
     with quiet():
         module = prepare_pt2e(copy.deepcopy(graph.module), PlanQuantizer(graph, plan, grids, rows))
@@ -57,9 +57,10 @@ def insert(graph: Graph, plan: Plan, *, grids: Mapping[str, Affine], rows: Mappi
 class PlanQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates exactly the sites the plan names."""
 
-    def __init__(self, graph: Graph, plan: Plan, grids: Mapping[str, Affine], rows: Mapping[str, Rows]) -> None:
+    def __init__(self, graph: Graph, plan: Plan, grids: Mapping[tuple[str, int], Affine], rows: Mapping[str, Rows]) -> None:
         super().__init__()
         self._graph, self._plan, self._grids, self._rows = graph, plan, grids, rows
+        self._widths = sites.widths(graph, plan)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Writes a QuantizationAnnotation on every node that reads or makes an integer tensor."""
@@ -68,7 +69,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
             spec = self._plan.spec(site.name)
             if type(spec) is not Quant or spec.activations is None:
                 continue
-            self._annotate_activations(nodes[site.node], site.kind, dynamic=spec.dynamic)
+            self._annotate_activations(nodes[site.node], site.kind, spec)
             if spec.weights is not None and site.kind in _MANY_ROWS:
                 weight = nodes[site.node].args[1]
                 name = str(weight.target)
@@ -78,18 +79,22 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to add: `sites.check` has refused what does not fit."""
 
-    def _annotate_activations(self, node: fx.Node, kind: str, *, dynamic: bool) -> None:
+    def _annotate_activations(self, node: fx.Node, kind: str, spec: Quant) -> None:
         for edge in sites.inputs(node, kind):
-            _annotation(edge.reader).input_qspec_map[edge.producer] = self._activation(edge.producer.name, dynamic)
-        end = None if dynamic else sites.output(node, kind)
+            _annotation(edge.reader).input_qspec_map[edge.producer] = self._activation(edge.producer.name, spec)
+        end = None if spec.dynamic else sites.output(node, kind)
         if end is not None:
-            _annotation(end).output_qspec = self._activation(end.name, dynamic)
+            _annotation(end).output_qspec = self._static(end.name, self._widths[end.name][0])
 
-    def _activation(self, tensor: str, dynamic: bool) -> QuantizationSpec:
-        if dynamic:
+    def _activation(self, tensor: str, spec: Quant) -> QuantizationSpec:
+        if spec.dynamic:
             return _spec(tensor, _write_dynamic, torch.uint8)
-        grid = self._grids[tensor]
-        return _spec(tensor, lambda model, value: _write_static(model, value, grid), torch.uint8)
+        return self._static(tensor, spec.activations or sites.FULL_BITS)
+
+    def _static(self, tensor: str, bits: int) -> QuantizationSpec:
+        grid = self._grids[tensor, bits]
+        name = tensor if bits == self._widths[tensor][0] else f"{tensor} in {bits} bits"
+        return _spec(name, lambda model, value: _write_static(model, value, grid), torch.uint8, most=grid.high)
 
     def _weight(self, name: str) -> QuantizationSpec:
         return _spec(name, lambda model, _: write_rows(model, name, self._rows[name]), torch.int8)
@@ -123,8 +128,9 @@ class _Constructor:
         return self  # PT2E copies every spec; the codes behind `write` must not be
 
 
-def _spec(tensor: str, write: Write, dtype: torch.dtype) -> QuantizationSpec:
-    return QuantizationSpec(dtype=dtype, observer_or_fake_quant_ctr=_Constructor(tensor, write))
+def _spec(tensor: str, write: Write, dtype: torch.dtype, *, most: int | None = None) -> QuantizationSpec:
+    """most: the greatest code: PT2E takes two specs of a tensor for one unless they differ in dtype or in this."""
+    return QuantizationSpec(dtype=dtype, observer_or_fake_quant_ctr=_Constructor(tensor, write), quant_max=most)
 
 
 def _write_static(model: fx.GraphModule, value: fx.Node, grid: Affine) -> fx.Node:

@@ -1,4 +1,4 @@
-"""Integers: weights of 2 to 8 bits per channel, activations of 8 bits per tensor.
+"""Integers: weights of 2 to 8 bits per channel, activations of 2 to 8 bits per tensor.
 
 The float graph runs once over the calibration data; everything after that - ranges, codes, a new plan - needs no forward
 pass but the one that corrects biases.
@@ -7,9 +7,8 @@ Dimension key: O output channels, K everything else.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +49,7 @@ _WEIGHT_RANGES = ("minmax", "mse")
 _LEAST_SAFE_BITS = 7  # from here on, rounding to nearest is as good as any
 _SOLVER_EXAMPLES = 512
 _SOLVER_VALUES = 8_000_000  # input values of these, at most: activations hold some sixty times as many
-_ACTIVATIONS = (8, "dynamic", "float")
+_ACTIVATIONS = (*range(2, 9), "dynamic", "float")
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class Quantize:
 
     bits: 8, of weights and activations. weights: 2 to 8, of linear layers and convolutions; the first and the last keep 8, and
     so does everything else. rounding: "nearest", "gptq", "adaround" or "anneal" (methods.quantize.rounding); None: "nearest"
-    for 7 and 8 bits, "anneal" below. activations: 8 (static ranges from calibration), "dynamic" (ranges of each
-    input, linear layers only), "float" (weights are stored in int8, computation stays in float), or None: what suits the
-    network.
-    ranges: of activations; "minmax", "moving_average", "percentile", "mse" or "entropy". percentile: kept share in percent, in
+    for 7 and 8 bits, "anneal" below. activations: 2 to 8 (static ranges from calibration; below 8 of what linear layers and
+    convolutions read, with the first and the last at 8), "dynamic" (8 bits, ranges of each input, linear layers only), "float"
+    (weights are stored in int8, computation stays in float), or None: what suits the network.
+    ranges: of activations; "minmax" ("mse" below 7 bits), "moving_average", "percentile", "mse" or "entropy". percentile: kept share in percent, in
     (50, 100], for ranges="percentile". weight_ranges: "minmax" or "mse". bias_correction: shift biases so that channel means
     stay; None: except in transformers, whose channel means depend on which tokens calibration happened to see.
     smoothing: how much of the linear layers' input outliers moves into their weights, in [0, 1]; 0 for none, None: 0.5 for
@@ -123,7 +122,7 @@ class Quantize:
         def see() -> dict[str, Tensor]:
             tracked = run.progress.track(batches, what="calibrating", total=len(batches))
             kinds = {site.node: site.kind for site in graph.sites if site.bias and site.kind in CORRECTABLE}
-            watched = sites.tensors(graph, everything)
+            watched = sites.widths(graph, everything)
             observer = Observer(graph.module, watched, means_of=kinds, num_batches=len(batches), seed=run.seed)
             return to_tensors(*observe(observer, tracked, num_means=len(few)))
 
@@ -172,8 +171,12 @@ class Calibrated:
         return (*(plan.replace(stored) for plan in plans), plans[0]) if stored else tuple(plans)
 
     def gentler(self, site: str, spec: Spec) -> Spec:
-        """Integer computation becomes integer storage where the site has weights (few bits stay few), storage becomes float."""
+        """Activations of few bits get 8; integer computation becomes integer storage where the site has weights (few bits stay
+        few), storage becomes float.
+        """
         by_name = {site.name: site for site in self.graph.sites}
+        if type(spec) is Quant and spec.activations is not None and spec.activations < sites.FULL_BITS:
+            return replace(spec, activations=sites.FULL_BITS)
         is_low = type(spec) is Quant and spec.weights is not None and spec.weights < _LEAST_SAFE_BITS
         stored = Quant(weights=spec.weights if is_low else 8, activations=None)  # type: ignore[union-attr]
         return stored if spec != stored and sites.takes(by_name[site], stored) else Keep()
@@ -182,7 +185,8 @@ class Calibrated:
         """The network in which each site is as the plan says; repair solves for the codes and corrects the biases."""
         sites.check(self.graph, plan)
         rows, errors = self._rows(plan)
-        grids = {name: affine(*self._range(self.seen[name])) for name in sites.tensors(self.graph, plan)}
+        needed = [(name, bits) for name, widths in sites.widths(self.graph, plan).items() for bits in widths]
+        grids = {(name, bits): affine(*self._range(self.seen[name], bits), bits=bits) for name, bits in needed}
         module = annotate.insert(self.graph, plan, grids=grids, rows=rows)
         store(module, self.graph, plan, rows=rows)
         solved = self._solve(module, plan) if repair and self.method.solver else frozenset()
@@ -195,6 +199,9 @@ class Calibrated:
     def _everything(self, activations: int | str, left: tuple[str, ...]) -> Plan:
         specs = {site.name: _preferred(site, activations) for site in self.graph.sites if site.kind not in left}
         plan = Plan({name: spec for name, spec in specs.items() if spec is not None})
+        if isinstance(activations, int):
+            computed = {site: plan[site] for site in self._inner() if _is_static(plan.spec(site))}
+            plan = plan.replace({site: replace(spec, activations=activations) for site, spec in computed.items()})
         return plan.with_widths(dict.fromkeys(self._inner(), self.method.weights))
 
     def _inner(self) -> list[str]:
@@ -240,9 +247,12 @@ class Calibrated:
         codes = torch.empty_like(weight, dtype=torch.int8).copy_(codes.transpose(0, dim))
         return annotate.Rows(codes, grid.scale.flatten(), dim), {"weight_sqnr_db": float(sqnr)}
 
-    def _range(self, seen: Seen) -> tuple[float, float]:
-        choose: Callable[[Seen], tuple[float, float]] = RANGES[self.method.ranges]
-        return (partial(percentile, percent=self.method.percentile) if self.method.ranges == "percentile" else choose)(seen)
+    def _range(self, seen: Seen, bits: int) -> tuple[float, float]:
+        """Few levels cannot afford to reach the extremes: there "minmax", the default, stands for "mse"."""
+        if self.method.ranges == "percentile":
+            return percentile(seen, percent=self.method.percentile)
+        is_few = bits < _LEAST_SAFE_BITS and self.method.ranges == "minmax"
+        return RANGES["mse" if is_few else self.method.ranges](seen, bits)
 
     def _correct(self, module: Any, plan: Plan, *, but: frozenset[str]) -> None:
         rounded = {site.node: site for site in self.graph.sites if site.bias and site.kind in CORRECTABLE and site.name in plan}
@@ -270,8 +280,12 @@ def _static(site: Site) -> Quant:
 def _preferred(site: Site, activations: int | str) -> Quant | None:
     """The strongest spec of this kind that the site can take: computed in integers, else stored in them."""
     stored = Quant(activations=None)
-    choices = {8: [_static(site), stored], "dynamic": [Quant(dynamic=True), stored], "float": [stored]}[activations]
-    return next((spec for spec in choices if sites.takes(site, spec)), None)
+    computed = {"dynamic": [Quant(dynamic=True)], "float": []}.get(str(activations), [_static(site)])
+    return next((spec for spec in (*computed, stored) if sites.takes(site, spec)), None)
+
+
+def _is_static(spec: Spec) -> bool:
+    return type(spec) is Quant and spec.activations is not None and not spec.dynamic
 
 
 def _batch_size(model: Model) -> int:

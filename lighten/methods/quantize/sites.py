@@ -21,12 +21,16 @@ aten = torch.ops.aten
 
 STATIC = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "add", "mul", "concat", "average_pool")
 DYNAMIC = ("linear",)
+FULL_BITS = 8
 FEW_BITS = ("conv1d", "conv2d", "conv3d", "linear")
 WEIGHTS_ONLY = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "embedding", "lstm", "gru",
 )  # fmt: skip
 _QUANTIZED_OUTPUT = ("conv1d", "conv2d", "conv3d", "add", "mul", "concat", "average_pool")
-_FUSED = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
+_FUSED = (
+    aten.relu.default, aten.relu_.default, aten.relu6.default, aten.relu6_.default, aten.hardtanh.default,
+    aten.hardtanh_.default, aten.clamp.default,
+)  # fmt: skip
 _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
@@ -62,9 +66,10 @@ def takes(site: Site, spec: Spec) -> bool:
 
 
 def _is_computable(spec: Quant, site: Site) -> bool:
-    """What this method computes: a scale a row, no zero points in weights, fewer than 7 bits where they can be solved for."""
+    """What this method computes: a scale a row, no zero points in weights; few bits in linear layers and convolutions alone."""
     bits = (None, 7, 8) if site.kind not in FEW_BITS else (None, *range(2, 9))
-    return spec.weights in bits and spec.activations in (None, 8) and spec.group is None and spec.symmetric
+    levels = (None, 8) if site.kind not in FEW_BITS or spec.dynamic else (None, *range(2, 9))
+    return spec.weights in bits and spec.activations in levels and spec.group is None and spec.symmetric
 
 
 def inputs(node: fx.Node, kind: str) -> Iterator[Edge]:
@@ -101,14 +106,18 @@ def statics(graph: Graph, plan: Plan) -> Iterator[tuple[Site, fx.Node]]:
             yield site, nodes[site.node]
 
 
-def tensors(graph: Graph, plan: Plan) -> set[str]:
-    """Names of the tensors whose range must be known before the plan can be carried out."""
-    names: set[str] = set()
+def widths(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """By tensor, the widths in which it is needed, the widest first: that is how its producer gives it, and a reader that wants
+    fewer bits rounds it once more. These are the tensors whose range must be known before the plan can be carried out.
+    """
+    needed: dict[str, set[int]] = {}
     for site, node in statics(graph, plan):
-        names |= {edge.producer.name for edge in inputs(node, site.kind)}
+        for edge in inputs(node, site.kind):
+            needed.setdefault(edge.producer.name, set()).add(cast(Quant, plan[site.name]).activations or FULL_BITS)
         end = output(node, site.kind)
-        names |= {end.name} if end is not None else set()
-    return names
+        if end is not None:
+            needed.setdefault(end.name, set())
+    return {name: tuple(sorted(bits, reverse=True)) or (FULL_BITS,) for name, bits in needed.items()}
 
 
 def _is_zero_pad(node: fx.Node) -> bool:
