@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,7 +21,7 @@ from network import load_images, trained
 from torch import Tensor, fx
 
 from lighten.analyze.coupling import Coupling, couple
-from lighten.analyze.cut import cut
+from lighten.analyze.cut import cut, kept_positions
 from lighten.analyze.trace import traced
 from lighten.core.data import Data
 from lighten.core.model import Model
@@ -94,7 +95,7 @@ class Bench:
         choice = Choice(scores, structures, ranking, fewest, self.cost)
         kept = choice.select(Terms(share * choice.total, multiple)).kept
         smaller = cut(self.intact, self.coupling, kept)
-        repair(self.intact, smaller, self.coupling, kept, inputs=self.inputs, seed=0)
+        repair(self.intact, smaller, partial(kept_positions, self.coupling, kept), inputs=self.inputs, seed=0)
         return self.accuracy(smaller)
 
     @torch.no_grad()

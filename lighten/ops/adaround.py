@@ -32,6 +32,7 @@ _WARM_UP = 0.2  # of the steps, without the penalty
 _FIRST_BETA, _LAST_BETA = 8.0, 2.0
 _DECAYS = (0.9, 0.999)
 _TINY = 1e-30
+_SHUT = -10.0  # h is 0
 
 Gradient = Callable[[Tensor], Tensor]
 """From w' - w to the gradient of the loss in w', each of shape O x K."""
@@ -44,10 +45,13 @@ class _Relaxed(NamedTuple):
     up_slope_OK: Tensor  # of h in V
 
 
-def adaround(w_OK: Tensor, gram_KK: Tensor, grid: Grid, *, damp: float = 0.0, steps: int = STEPS) -> Tensor:
+def adaround(
+    w_OK: Tensor, gram_KK: Tensor, grid: Grid, *, damp: float = 0.0, steps: int = STEPS, held_OK: Tensor | None = None
+) -> Tensor:
     """int8 codes on `grid`, shape O x K; no row has a higher output loss than by rounding to nearest.
 
     gram_KK: E[x x^T]; (L, K, K) for a grouped convolution. damp: fraction of the mean diagonal, no unit.
+    held_OK: True where the weight is zero and its code must stand for zero.
     Every weight becomes one of its two neighbours on the grid. Cost: O K^2 for each step, float32.
     """
     hessian_LKK = damped(gram_KK, damp).float().reshape(-1, *gram_KK.shape[-2:])
@@ -56,7 +60,7 @@ def adaround(w_OK: Tensor, gram_KK: Tensor, grid: Grid, *, damp: float = 0.0, st
         return (2 * change_OK.reshape(len(hessian_LKK), -1, w_OK.shape[1]) @ hessian_LKK).reshape(w_OK.shape)
 
     nearest_O = output_loss(w_OK, decode(encode(w_OK, grid), grid), hessian_LKK)
-    codes_OK = _learn(w_OK, grid, gradient, unit_O=nearest_O, steps=steps)
+    codes_OK = _learn(w_OK, grid, gradient, unit_O=nearest_O, steps=steps, held_OK=held_OK)
     return best_codes([codes_OK], w_OK, gram_KK, grid=grid)
 
 
@@ -87,13 +91,17 @@ def adaround_relu(w_OK: Tensor, x_NK: Tensor, grid: Grid, *, bias_O: Tensor, ste
     return tried_TOK[best_O, torch.arange(len(w_OK), device=w_OK.device)]
 
 
-def _learn(w_OK: Tensor, grid: Grid, gradient: Gradient, *, unit_O: Tensor, steps: int) -> Tensor:
+def _learn(
+    w_OK: Tensor, grid: Grid, gradient: Gradient, *, unit_O: Tensor, steps: int, held_OK: Tensor | None = None
+) -> Tensor:
     """Codes by Adam on V, from the V where w' = w. unit_O: the loss that counts as one, for each row."""
     scale_OK, zero_OK = (value_OK.float() for value_OK in per_column(grid, w_OK))
     w_OK = w_OK.float()
     floor_OK = (w_OK / scale_OK + zero_OK).floor()
     up_OK = (w_OK / scale_OK + zero_OK - floor_OK).clamp(0.01, 0.99)
     v_OK = torch.logit((up_OK - _STRETCH_LOW) / (_STRETCH_HIGH - _STRETCH_LOW))
+    if held_OK is not None:
+        v_OK = v_OK.masked_fill(held_OK, _SHUT)  # where h has no slope
     # the loss as the mean over a row's weights: the penalty is one as well
     weight_O1 = w_OK.shape[1] / unit_O.float().clamp_min(_TINY)[:, None]
     mean_OK, square_OK = torch.zeros_like(v_OK), torch.zeros_like(v_OK)

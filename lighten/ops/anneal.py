@@ -46,7 +46,9 @@ class _State(NamedTuple):
     pull_LKQ: Tensor
 
 
-def anneal(w_OK: Tensor, gram_KK: Tensor, grid: Grid, *, damp: float = DAMP, sweeps: int = SWEEPS) -> Tensor:
+def anneal(
+    w_OK: Tensor, gram_KK: Tensor, grid: Grid, *, damp: float = DAMP, sweeps: int = SWEEPS, held_OK: Tensor | None = None
+) -> Tensor:
     """int8 codes on `grid`, shape O x K; no row has a higher output loss than by rounding to nearest.
 
     gram_KK: E[x x^T]; (L, K, K) for a grouped convolution. damp: above 0, fraction of the mean diagonal, no unit.
@@ -55,19 +57,22 @@ def anneal(w_OK: Tensor, gram_KK: Tensor, grid: Grid, *, damp: float = DAMP, swe
     uncorrelated.
     """
     layer = problem(w_OK, gram_KK, grid, damp=damp)
-    state = _start(layer, layer.w_LQK / layer.scale_LQK + layer.zero_LQK)
+    state = _start(layer, layer.w_LQK / layer.scale_LQK + layer.zero_LQK, held_OK)
     for step in range(sweeps):
         sharpness = _SOFTEST * (_HARDEST / _SOFTEST) ** (step / max(sweeps - 1, 1))
         _sweep(state, _soft(sharpness), low=grid.low, high=grid.high)
-    passed_LQK = gptq(w_OK, gram_KK, grid, damp=damp).to(layer.w_LQK).reshape(layer.w_LQK.shape)
-    found = [_settled(start, grid).reshape(w_OK.shape) for start in (state, _start(layer, passed_LQK))]
+    passed_LQK = gptq(w_OK, gram_KK, grid, damp=damp, held_OK=held_OK).to(layer.w_LQK).reshape(layer.w_LQK.shape)
+    found = [_settled(start, grid).reshape(w_OK.shape) for start in (state, _start(layer, passed_LQK, held_OK))]
     return best_codes(found, w_OK, gram_KK, grid=grid)
 
 
-def _start(layer: Problem, codes_LQK: Tensor) -> _State:
+def _start(layer: Problem, codes_LQK: Tensor, held_OK: Tensor | None) -> _State:
     codes_LKQ, scale_LKQ = codes_LQK.mT.contiguous(), layer.scale_LQK.mT.contiguous()
     error_LQK = layer.w_LQK - layer.scale_LQK * (codes_LQK - layer.zero_LQK)
     pull_LKQ = 1 / (layer.hessian_LKK.diagonal(dim1=1, dim2=2)[..., None] * scale_LKQ)
+    if held_OK is not None:
+        # no pull: the code that stands for zero is a whole number, which any rounding leaves as it is
+        pull_LKQ = pull_LKQ.masked_fill(held_OK.reshape(codes_LQK.shape).mT, 0.0)
     return _State(codes_LKQ, layer.hessian_LKK @ error_LQK.mT, layer.hessian_LKK, scale_LKQ, pull_LKQ)
 
 

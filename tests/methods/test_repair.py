@@ -1,11 +1,13 @@
 """Repair of a cut network: exact where what was cut is still there in what is left, never for the worse elsewhere."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from lighten.analyze.coupling import Coupling, couple
-from lighten.analyze.cut import cut
+from lighten.analyze.cut import cut, kept_positions
 from lighten.analyze.flow import bound_arguments
 from lighten.analyze.rows import view_of
 from lighten.analyze.trace import traced
@@ -35,7 +37,7 @@ def errors(module: nn.Module, group: str, x: Tensor, new: Tensor) -> tuple[float
     keep = {group: torch.arange(KEPT)}
     smaller = cut(graph, coupling, keep)
     before, bare = module(new), smaller(new)
-    repair(graph, smaller, coupling, keep=keep, inputs=(x,), seed=0)
+    repair(graph, smaller, partial(kept_positions, coupling, keep), inputs=(x,), seed=0)
     return relative(bare, before), relative(smaller(new), before)
 
 
@@ -144,7 +146,7 @@ def test_a_network_of_which_nothing_is_cut_stays_as_it_is_on_any_examples() -> N
     graph, coupling = graph_of(module, x)
     same = cut(graph, coupling, {})
     # of other mean and deviation than the statistics were taken from
-    repair(graph, same, coupling, keep={}, inputs=(5 * x + 3,), seed=0)
+    repair(graph, same, partial(kept_positions, coupling, {}), inputs=(5 * x + 3,), seed=0)
     for name, value in graph.state_dict().items():
         assert torch.equal(same.state_dict()[name], value), name
 
@@ -169,7 +171,7 @@ def test_a_weight_that_is_used_twice_stays_as_it_is() -> None:
     keep = {"up": torch.arange(KEPT)}
     smaller = cut(graph, coupling, keep)
     down = dict(smaller.named_parameters())["down.weight"].clone()
-    repair(graph, smaller, coupling, keep=keep, inputs=(ids,), seed=0)
+    repair(graph, smaller, partial(kept_positions, coupling, keep), inputs=(ids,), seed=0)
     assert torch.equal(dict(smaller.named_parameters())["words.weight"], module.words.weight)
     assert not torch.equal(dict(smaller.named_parameters())["down.weight"], down)
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 from lighten.analyze.blocks import Block, blocks, drop, without
 from lighten.analyze.cost import total
 from lighten.analyze.coupling import couple
+from lighten.analyze.cut import kept_positions
 from lighten.core.data import Data
 from lighten.core.errors import InputError, UnfitError
 from lighten.core.model import Model
@@ -72,7 +74,8 @@ def drop_blocks(
     smaller = drop(graph, gone)
     if asked.repair:
         inputs = one_batch(data, asked.samples).inputs
-        repair(graph, smaller, couple(graph), keep={}, inputs=inputs, seed=run.seed)
+        stays = partial(kept_positions, couple(graph), {})
+        repair(graph, smaller, stays, inputs=inputs, seed=run.seed, sparse=model.sparse)
     widths = {block.name: [1, int(block not in gone)] for block in budget.candidates}
     run.ledger.note("prune", score=asked.score, widths=widths, scores=scores)
     return smaller

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx
 
 from lighten.analyze.coupling import Coupling, couple
-from lighten.analyze.cut import cut
+from lighten.analyze.cut import cut, kept_positions
 from lighten.analyze.flow import INPUT, OUTPUT
 from lighten.analyze.trace import tensor_of, traced
 from lighten.core.channels import ChannelGroup
@@ -210,9 +211,8 @@ class _Job:
         self._time_terms()
         if knobs.schedule == "one-shot":
             return self._cut(self.graph, 1.0)
-        recover = Recovery(
-            cast(Split, self.data.train), Evidence(self.data, knobs.samples, self.run).loss, knobs.recovery, self.run
-        )
+        loss = Evidence(self.data, knobs.samples, self.run).loss
+        recover = Recovery(cast(Split, self.data.train), loss, knobs.recovery, self.run, tuple(self.model.sparse))
         if knobs.schedule == "iterative":
             return iterative(self.graph, cut=self._cut, rounds=rounds, recover=recover)
         silent = replace(self.run, progress=Silent())
@@ -254,7 +254,8 @@ class _Job:
         _refuse_broken(smaller, self.model)
         if self.knobs.repair:
             examples = one_batch(self.data, self.knobs.samples)
-            repair(graph, smaller, coupling, keep=kept, inputs=examples.inputs, seed=self.run.seed)
+            stays = partial(kept_positions, coupling, kept)
+            repair(graph, smaller, stays, inputs=examples.inputs, seed=self.run.seed, sparse=self.model.sparse)
         sizes = {group.name: group.size for group in coupling.groups}
         widths = {name: [sizes[name], len(kept.get(name, range(sizes[name])))] for name in self.sizes}
         self.run.ledger.note("prune", score=self.knobs.score, widths=widths)

@@ -11,16 +11,13 @@ kept outputs, C channels.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from lighten.analyze.coupling import Coupling
-from lighten.analyze.cut import kept_positions
 from lighten.analyze.flow import bound_arguments
 from lighten.analyze.rows import View, view_of
 from lighten.analyze.trace import tensor_of
@@ -47,19 +44,20 @@ _NOISE = 1e-11  # of the target's mean square: the rounding of float32
 def repair(
     intact: fx.GraphModule,
     cut: fx.GraphModule,
-    coupling: Coupling,
+    kept: Callable[..., Tensor],
     *,
-    keep: Mapping[str, Tensor],
     inputs: tuple[Tensor, ...],
     seed: int,
+    sparse: Collection[str] = (),
 ) -> None:
     """Changes the weights of `cut`, whose nodes are named as those of `intact`, in place.
 
-    coupling, keep: what `analyze.cut.cut` took. inputs: calibration examples, one batch. Recurrent layers and weights with more
-    than one use stay as they are. Memory: the live activations of both networks, and 2^25 values of a layer's inputs three
-    times. Time: one run of both networks, and a Gram matrix of at most 8,192 rows a layer.
+    kept: (node, dim) -> positions that stay, `analyze.cut.kept_positions` of what was cut. inputs: calibration examples, one
+    batch. sparse: names of weights whose zeros are a mask, which least squares would fill: these, recurrent layers and weights
+    with more than one use stay as they are. Memory: the live activations of both networks, and 2^25 values of a layer's inputs
+    three times. Time: one run of both networks, and a Gram matrix of at most 8,192 rows a layer.
     """
-    walk = _Walk(cut, intact, partial(kept_positions, coupling, keep), seed=seed)
+    walk = _Walk(cut, intact, kept, seed=seed, sparse=sparse)
     walk.run_beside(inputs)
 
 
@@ -76,9 +74,11 @@ class _Tail:
 class _Walk(fx.Interpreter):
     """Runs the cut network and mends each layer before its output goes on. kept: positions, by node name and dimension."""
 
-    def __init__(self, cut: fx.GraphModule, intact: fx.GraphModule, kept: Callable[..., Tensor], *, seed: int) -> None:
+    def __init__(
+        self, cut: fx.GraphModule, intact: fx.GraphModule, kept: Callable[..., Tensor], *, seed: int, sparse: Collection[str]
+    ) -> None:
         super().__init__(cut)
-        self._graph, self._intact, self._kept, self._seed = cut, Beside(intact), kept, seed
+        self._graph, self._intact, self._kept, self._seed, self._sparse = cut, Beside(intact), kept, seed, sparse
         self._read = {node.name: {source.name for source in node.all_input_nodes} for node in intact.graph.nodes}
         self._uses = _uses(cut)
         self._settled: set[fx.Node] = set()
@@ -89,7 +89,8 @@ class _Walk(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         view = view_of(n) if n.name in self._read else None
-        if view is not None and n not in self._settled and self._uses[_memory(self._graph, view.weight)] == 1:
+        is_sparse = view is not None and view.weight in self._sparse
+        if view is not None and not is_sparse and n not in self._settled and self._uses[_memory(self._graph, view.weight)] == 1:
             self._mend(view)
         if n.name in self._read and n.op != "output":
             self._intact.value(n.name)  # keeps up where nothing is mended

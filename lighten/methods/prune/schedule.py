@@ -3,7 +3,7 @@
 Dimension key: C channels of a group, K everything else that a tensor holds of a channel.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -17,6 +17,7 @@ from lighten.engine.losses import Loss
 from lighten.engine.modes import set_training
 from lighten.engine.schedule import Training
 from lighten.engine.train import Extras, train
+from lighten.engine.zeros import keep_zeros
 from lighten.methods.prune.score import weights
 from lighten.ops.reconstruct import group_sparsity
 from lighten.ops.scores import channels_first
@@ -28,18 +29,20 @@ Kept = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Recovery:
-    """Training between cuts. split: to train on."""
+    """Training between cuts. split: to train on. sparse: names of tensors whose zeros stay."""
 
     split: Split
     loss: Loss
     training: Training
     run: Run
+    sparse: Iterable[str] = ()
 
     def __call__(self, module: nn.Module, name: str, extras: Extras | None = None) -> None:
         """Trains in place. name: of the folders for checkpoint and curves. Ctrl-C goes on: what is not cut yet is no result."""
         folder = None if self.run.folder is None else self.run.folder / name
         curves = None if self.run.tensorboard is None else self.run.tensorboard / name
-        extras = replace(extras or Extras(), folder=folder, tensorboard=curves)
+        held = keep_zeros(module, self.sparse)
+        extras = replace(extras or Extras(), folder=folder, tensorboard=curves, after_step=held)
         try:
             train(module, self.split, loss=self.loss, training=self.training, run=self.run, extras=extras)
         except Stopped as stop:
