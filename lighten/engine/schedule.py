@@ -28,6 +28,7 @@ _COUNT: _Check = ("an integer >= 1", lambda value: isinstance(value, int) and va
 _RANGES: dict[str, _Check] = {
     "epochs": _POSITIVE,
     "batch_size": _COUNT,
+    "accumulate": _COUNT,
     "lr": _POSITIVE,
     "weight_decay": (">= 0", lambda value: value >= 0),
     "warmup": ("in [0, 1)", lambda value: 0 <= value < 1),
@@ -43,7 +44,8 @@ _MAY_BE_NONE = ("lr", "clip_norm", "patience", "ema")
 class Training:
     """How long, how fast and how carefully to train.
 
-    epochs: passes over the split; a fraction ends inside one. batch_size: examples a step. optimizer: "sgd" (momentum 0.9,
+    epochs: passes over the split; a fraction ends inside one. batch_size: examples in memory at once. accumulate: batches a
+    step; without batch norms, as one batch so many times as large. optimizer: "sgd" (momentum 0.9,
     Nesterov) or "adamw". lr: at the peak; None takes OPTIMIZERS. weight_decay: on tensors of two dimensions and more. warmup:
     fraction of all steps. final_lr: fraction of lr at the end. clip_norm: largest norm of the whole gradient. precision:
     "float32", or "bf16" for autocast. freeze_norm: batch norms use and keep the statistics they have. patience: epochs without
@@ -55,6 +57,7 @@ class Training:
 
     epochs: float = 10
     batch_size: int = 64
+    accumulate: int = 1
     optimizer: str = "sgd"
     lr: float | None = None
     weight_decay: float = 1e-4

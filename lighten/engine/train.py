@@ -1,6 +1,6 @@
 """The one training loop: fine-tuning, distillation, sparsity and quantization-aware training differ in the loss they pass.
 
-A step is: batch, loss, gradient, clip, learning rate, update, hook, average. An epoch ends with: validate, keep, checkpoint.
+A step is: batches, loss, gradient, clip, learning rate, update, hook, average. An epoch ends with: validate, keep, checkpoint.
 Every epoch draws its random numbers (order, dropout) from the seed and its own number alone, so a resumed training repeats an
 uninterrupted one bit for bit with no generator's state on disk: on one kind of device, with one number of threads, and where
 validation, penalty and hook depend on nothing but what they are given.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ class _Fit:
         self.optimizer = optimizer_for(module, training)
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self.device = self.parameters[0].device
-        self.num_steps = max(1, round(training.epochs * batches.num_batches))
+        self.steps_per_epoch = max(1, batches.num_batches // training.accumulate)
+        self.num_steps = max(1, round(training.epochs * self.steps_per_epoch))
         self.step = 0
         self.history: list[Epoch] = []
         self.losses: list[float] = []
@@ -127,8 +129,8 @@ class _Fit:
             began, self.losses = time.perf_counter(), []
             torch.manual_seed(self._seed())
             set_training(self.module, True, freeze_norm=self.training.freeze_norm)
-            for batch in self.batches.epoch(self._seed()):
-                self.losses.append(self._step(to_device(batch, self.device), log))
+            for batches in self._of_steps():
+                self.losses.append(self._step(batches, log))
                 yield
                 if self.step == self.num_steps:
                     break
@@ -173,17 +175,18 @@ class _Fit:
         checkpoint.restore(self.module, self.kept)
         set_training(self.module, False)
 
-    def _step(self, batch: Batch, log: Log) -> float:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
-            loss = self.loss(self.module, batch)
-            if self.extras.penalty is not None:
-                loss = loss + self.extras.penalty(self.module, self.step / self.num_steps)
-        if not loss.requires_grad:
-            raise UnfitError("The loss does not depend on the weights.", hint="Does forward run under torch.no_grad?")
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+    def _of_steps(self) -> Iterator[list[Batch]]:
+        """An epoch's batches, those of one step together; the last that are too few for a step are left out."""
+        batches = self.batches.epoch(self._seed())
+        for _ in range(self.steps_per_epoch):
+            together = [to_device(batch, self.device) for batch in islice(batches, self.training.accumulate)]
+            if together:
+                yield together
+
+    def _step(self, batches: list[Batch], log: Log) -> float:
+        value = self._gradient(batches)
         lr = self._lr()
-        self._check_and_clip(value := float(loss.detach()), lr)
+        self._check_and_clip(value, lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -194,6 +197,23 @@ class _Fit:
         log("train/loss", value, self.step)
         log("train/lr", lr, self.step)
         return value
+
+    def _gradient(self, batches: list[Batch]) -> float:
+        """Of the mean loss over all their examples, which is given; each batch is forgotten before the next one runs."""
+        self.optimizer.zero_grad()
+        num_examples = sum(len(batch.index) for batch in batches)
+        parts = []
+        for batch in batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+                loss = self.loss(self.module, batch)
+                if self.extras.penalty is not None:
+                    loss = loss + self.extras.penalty(self.module, self.step / self.num_steps)
+            if not loss.requires_grad:
+                raise UnfitError("The loss does not depend on the weights.", hint="Does forward run under torch.no_grad?")
+            part = loss * (len(batch.index) / num_examples)
+            part.backward()  # type: ignore[no-untyped-call]
+            parts.append(float(part.detach()))
+        return math.fsum(parts)
 
     def _lr(self) -> float:
         """At the middle of the step: neither the first nor the last update has a learning rate of 0."""

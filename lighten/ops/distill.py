@@ -99,7 +99,7 @@ def correlation(
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "kd": soft_labels,
     "reverse_kl": reverse,
-    "skewed_kl": skewed,
+    "skew_kl": skewed,
     "jensen_shannon": jensen_shannon,
     "mse": logits,
     "cosine": embeddings,

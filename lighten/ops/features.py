@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _TINY = 1e-8
+_NEVER = -1e9
 
 
 def hidden_states(student: Tensor, teacher: Tensor) -> Tensor:
@@ -70,12 +71,14 @@ def contrast(student_BP: Tensor, teacher_BP: Tensor, *, temperature: float = 0.1
     return functional.cross_entropy(student_BP @ teacher_BP.T / temperature, own_B) - floor
 
 
-def relations(student_BHTD: Tensor, teacher_BHTD: Tensor) -> Tensor:
+def relations(student_BHTD: Tensor, teacher_BHTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     """KL between softmax(x x^T / sqrt(D)) of the two, mean over heads and tokens: x the queries, keys or values, cut into equal
     numbers of relation heads (MiniLMv2, Wang et al. 2021, arXiv:2012.15828, eq. 3 and 4). Widths of heads may differ.
+    mask_BT: False for tokens that are padding.
     """
-    teacher_BHTT, student_BHTT = (_relation(value) for value in (teacher_BHTD.detach(), student_BHTD))
-    return (teacher_BHTT.exp() * (teacher_BHTT - student_BHTT)).sum(-1).mean()
+    teacher_BHTT, student_BHTT = (_relation(value, mask_BT) for value in (teacher_BHTD.detach(), student_BHTD))
+    divergence_BHT = (teacher_BHTT.exp() * (teacher_BHTT - student_BHTT)).sum(-1)
+    return divergence_BHT.mean() if mask_BT is None else divergence_BHT.transpose(0, 1)[:, mask_BT].mean()
 
 
 def attention(student_BHTT: Tensor, teacher_BHTT: Tensor) -> Tensor:
@@ -109,7 +112,10 @@ def _angles(x_BF: Tensor) -> Tensor:
     return direction_BBF @ direction_BBF.mT
 
 
-def _relation(x_BHTD: Tensor) -> Tensor:
+def _relation(x_BHTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """log softmax of the scaled products of all tokens."""
     products_BHTT: Tensor = x_BHTD @ x_BHTD.mT / float(x_BHTD.shape[-1]) ** 0.5
+    if mask_BT is not None:
+        # finite: the difference of two infinities would be none
+        products_BHTT = products_BHTT.masked_fill(~mask_BT[:, None, None, :], _NEVER)
     return products_BHTT.log_softmax(-1)

@@ -72,6 +72,28 @@ def stop_at(step: int):
     return interrupt
 
 
+@pytest.mark.parametrize("count", [256, 300])
+def test_two_batches_of_32_a_step_are_one_of_64_where_no_batch_norm_looks(count):
+    trained = []
+    for knobs in ({"batch_size": 64}, {"batch_size": 32, "accumulate": 2}):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+        split = points(count)
+        split = Tensors((split.inputs[0].double(),), split.target)
+        done = train(module, split, loss=cross_entropy, training=Training(epochs=3, lr=0.1, **knobs), run=Run())
+        trained.append((done.num_steps, [epoch.loss for epoch in done.history[1:]], weights(module)))
+    assert trained[0][0] == trained[1][0] == 3 * (count // 64)
+    # the loss is computed in float32, so sums in another order differ in its last digits
+    assert trained[0][1] == pytest.approx(trained[1][1], rel=1e-5)
+    for name, value in trained[0][2].items():
+        torch.testing.assert_close(trained[1][2][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_batches_than_a_step_takes_make_one_step_of_all():
+    done = train(network(), points(96), loss=cross_entropy, training=Training(epochs=2, batch_size=32, accumulate=8), run=Run())
+    assert done.num_steps == 2
+
+
 def test_one_step_of_sgd_is_the_update_computed_by_hand():
     # gradients of mean((wx + b)^2) at w = 2, b = 0: mean(2wx * x) = 10 and mean(2wx) = 6. Nesterov's first step takes
     # (1 + 0.9) of them; decay adds 0.1 * 2 to the weight's and nothing to the bias's
