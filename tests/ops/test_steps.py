@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lighten.ops.steps import first_step, learned_clip, learned_step, round_through, scale_gradient
+from lighten.ops.steps import clipped_step, first_step, learned_clip, learned_step, round_through, scale_gradient, to_codes
 
-X = torch.tensor([-3.0, -1.13, -0.2, 0.0, 0.3, 0.8, 1.4, 9.0], dtype=torch.float64)
+X = torch.tensor([-3.0, -1.13, -0.2, 0.0, 0.3, 0.8, 1.37, 9.0], dtype=torch.float64)
 
 
 def test_rounding_passes_its_gradient_on() -> None:
@@ -85,3 +85,45 @@ def test_the_gradient_of_a_learned_clip_is_one_where_it_cuts() -> None:
     x_slope, clip_slope = torch.autograd.grad((y * incoming).sum(), (x, clip))
     torch.testing.assert_close(clip_slope, incoming[X > 1.2].sum())
     assert torch.equal(x_slope[X != 0], (incoming * ((X > 0) & (X < 1.2)))[X != 0])
+
+
+def test_the_gradient_of_a_clipped_step_sees_only_what_is_cut_off() -> None:
+    x, step = X.clone().requires_grad_(), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    y = clipped_step(x, step, low=-2, high=3, is_paced=False)
+    assert torch.equal(y, learned_step(X, step, low=-2, high=3))
+    incoming = torch.linspace(-1, 2, 8, dtype=torch.float64)
+    x_slope, step_slope = torch.autograd.grad((y * incoming).sum(), (x, step))
+    below, above = X < -0.8, X > 1.2
+    torch.testing.assert_close(step_slope, -2 * incoming[below].sum() + 3 * incoming[above].sum())
+    torch.testing.assert_close(x_slope, incoming * ~(below | above))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_in_either_layout_are_rounded_as_the_quantize_operators_round(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 8, 8, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    scale = 0.137
+    step = torch.tensor(scale, requires_grad=True)
+    y = learned_step(x, step, low=-3, high=4, is_paced=False)
+    assert torch.equal(y, torch.fake_quantize_per_tensor_affine(x, scale, 0, -3, 4))
+    incoming = torch.randn(4, 3, 8, 8, generator=generator)  # of another layout than x, as it may come
+    (slope,) = torch.autograd.grad((y * incoming).sum(), step)
+    ratio = x.detach() / scale
+    inside = (ratio >= -3) & (ratio <= 4)
+    expected = torch.where(inside, y.detach() / scale - ratio, ratio.clamp(-3, 4))
+    torch.testing.assert_close(slope, (expected * incoming).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_codes_are_what_a_learned_step_gives_in_whole_steps() -> None:
+    step = torch.tensor(0.4, dtype=torch.float64)
+    codes = to_codes(X, step, low=-4, high=3)
+    assert torch.equal(codes * step, learned_step(X, step, low=-4, high=3))
+    assert torch.equal(codes, codes.round())
+
+
+def test_a_step_without_the_papers_pace_has_its_plain_gradient() -> None:
+    slopes = []
+    for is_paced in (True, False):
+        step = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        slopes += torch.autograd.grad(learned_step(X, step, low=-4, high=3, is_paced=is_paced).sum(), step)
+    torch.testing.assert_close(slopes[0] * (8 * 3) ** 0.5, slopes[1])
