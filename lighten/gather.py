@@ -17,11 +17,13 @@ from lighten.core.graph import Graph
 from lighten.core.pins import pinned
 from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe
-from lighten.core.spec import Keep, Quant, Spec
+from lighten.core.spec import Keep, Quant
 from lighten.evaluate.flips import Change
 from lighten.evaluate.memory import peak_bytes
 from lighten.evaluate.metrics import log_softmax
+from lighten.evaluate.zeros import zeros_in, zipped_bytes
 from lighten.export.saturation import FULL_BITS
+from lighten.report.specs import is_for_weights_alone, label, stored_bits
 from lighten.search.faster import Speed
 from lighten.search.gate import Gate
 from lighten.search.trials import ORIGINAL, Trials
@@ -78,6 +80,7 @@ def gather(facts: Facts, gate: Gate) -> dict[str, Any]:
         "notes": notes(facts),
         "layers": layers(facts, gate),
         "widths": widths(facts),
+        "zeros": zeros(facts),
         "candidates": candidates(facts),
         "plan": trial.plan.to_dict(),
         "steps": trials.run.ledger.entries,
@@ -139,7 +142,7 @@ def notes(facts: Facts) -> list[str]:
         said.append(f"Not faster than float32 in the same runtime: time ratio {speed.ratio:.2f} ({low:.2f} to {high:.2f}).")
     if data.train is None:
         said.append("The data has one split: activation ranges were calibrated on the test examples' inputs.")
-    said += _class_notes(facts)
+    said += [*data.notes, *_class_notes(facts), *_sparse_notes(facts)]
     if facts.interrupted:
         said.append("The run was interrupted; this is the best result until then.")
     return said
@@ -159,8 +162,8 @@ def layers(facts: Facts, gate: Gate) -> list[dict[str, Any]]:
     """One entry a site that has a cost or a spec."""
     plan, sqnr = facts.speed.trial.plan, gate.layers
     every = costs(facts.graph.module, facts.trials.model.example)
-    shown = [cost for cost in every if cost.params or cost.site in plan]
-    return [{**_layer(cost, plan, sqnr.get(cost.site)), "why": _why(facts, cost.site)} for cost in shown]
+    shown = [(cost, cost.site) for cost in every if cost.params or cost.site in plan]
+    return [{**_layer(facts, cost, sqnr.get(site)), **_alone(facts, cost), "why": _why(facts, site)} for cost, site in shown]
 
 
 def widths(facts: Facts) -> list[dict[str, Any]]:
@@ -170,6 +173,30 @@ def widths(facts: Facts) -> list[dict[str, Any]]:
         for name, (before, after) in entry.get("widths", {}).items():
             found.setdefault(name, {"group": name, "before": before})["after"] = after
     return list(found.values())
+
+
+def zeros(facts: Facts) -> list[dict[str, Any]]:
+    """One entry a tensor that a step made sparse, counted in the weights that the chosen network computes with."""
+    compressed = facts.speed.trial.compressed
+    found = zeros_in(compressed, facts.trials.prepared.graph)
+    patterns = compressed.model.sparse
+    return [
+        {"tensor": name, "pattern": patterns[name], "weights": one.where.numel(), "zeros": one.zeros}
+        for name, one in found.items()
+    ]
+
+
+def _sparse_notes(facts: Facts) -> list[str]:
+    """What zeros bring, and what not."""
+    trials, trial = facts.trials, facts.speed.trial
+    if not trial.compressed.model.sparse:
+        return []
+    before, after = (zipped_bytes(path) for path in (trials.original.path, trial.export.path))
+    return [
+        f"{trials.target.runtime} computes with zeros as with any number: they make the file smaller to store, not the "
+        f"network faster. Zipped, it takes {after:,} bytes, the original {before:,}; the time ratio of the two is "
+        f"{facts.speed.ratio:.2f}."
+    ]
 
 
 def _why(facts: Facts, site: str) -> str | None:
@@ -184,9 +211,13 @@ def _why(facts: Facts, site: str) -> str | None:
     return "int8 computation was not faster" if facts.speed.slower_parts else None
 
 
-def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]:
-    spec = plan.spec(cost.site)
+def _layer(facts: Facts, cost: LayerCost, sqnr_db: float | None) -> dict[str, Any]:
+    spec, known = facts.speed.trial.plan.spec(cost.site), facts.speed.trial.compressed.sites.get(cost.site, {})
+    # int8 with a scale a row: scales are below a percent and are counted in the file's size, not here
     after = cost.weight_bytes if type(spec) is Keep else cost.params * stored_bits(spec) // 8
+    if "stored_bytes" in known:
+        num_weights = round(8 * known["stored_bytes"] / known["bits_per_weight"])
+        after = int(known["stored_bytes"]) + cost.weight_bytes * (cost.params - num_weights) // cost.params
     return {
         "site": cost.site,
         "kind": cost.kind,
@@ -194,28 +225,35 @@ def _layer(cost: LayerCost, plan: Plan, sqnr_db: float | None) -> dict[str, Any]
         "params": cost.params,
         "macs": cost.macs,
         "weight_bytes_before": cost.weight_bytes,
-        # int8 codes; scales and float biases are below a percent and are counted in the file's size, not here
         "weight_bytes_after": after,
         "error_sqnr_db": sqnr_db,
         "keep_cost_bytes": cost.weight_bytes - after,
+        **({"bits_per_weight": known["bits_per_weight"]} if "bits_per_weight" in known else {}),
+        **({"runs": _runs(facts, cost.site)} if is_for_weights_alone(spec) else {}),
     }
 
 
-def stored_bits(spec: Spec) -> int:
-    """Of a weight in the file: ONNX has integers of 2, 4 and 8 bits."""
-    weights = (spec.weights or FULL_BITS) if type(spec) is Quant else 32
-    return next(bits for bits in (2, 4, FULL_BITS, 32) if weights <= bits)
+def _runs(facts: Facts, site: str) -> str:
+    """ "computed" where the runtime's operator reads the few bits, "stored" where it makes int8 or floats of them at load."""
+    weights = next((one.weights for one in facts.graph.sites if one.name == site), ())
+    return "computed" if facts.speed.trial.export.computed.intersection(weights) else "stored"
 
 
-def label(spec: Spec) -> str:
-    """The spec in a word or two."""
-    if type(spec) is not Quant:
-        return "float"
-    few = f"{spec.weights}-bit weights" if spec.weights not in (None, FULL_BITS) else ""
-    if spec.activations is None:
-        return few or "int8 weights"
-    kind = "int8 dynamic" if spec.dynamic else "int8"
-    return f"{kind}, {few}" if few else kind
+def _alone(facts: Facts, cost: LayerCost) -> dict[str, Any]:
+    """What is known of the layer by itself: its weight's own noise, what it alone does to the network at the width it has,
+    and what the next wider code would cost.
+    """
+    trial, bits = facts.speed.trial, stored_bits(facts.speed.trial.plan.spec(cost.site))
+    weight_sqnr_db = trial.compressed.sites.get(cost.site, {}).get("weight_sqnr_db")
+    known = {} if weight_sqnr_db is None else {"weight_sqnr_db": weight_sqnr_db}
+    if bits < FULL_BITS:
+        known["wider_cost_bytes"] = cost.params * bits // 8
+    effect = facts.trials.effects.get(cost.site, {}).get(bits)
+    return (
+        known
+        if effect is None
+        else {**known, "noise_alone": effect.noise, "kl_alone": effect.kl, "loss_rise_alone": effect.loss_rise}
+    )
 
 
 def candidates(facts: Facts) -> list[dict[str, Any]]:

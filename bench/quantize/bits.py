@@ -1,4 +1,4 @@
-"""Weights of fewer bits, activations of 8, on the exported file: accuracy, bytes and seconds by width and solver.
+"""Fewer bits on the exported file: accuracy, bytes and seconds by widths and solver.
 
     apt install dataset-fashion-mnist
     python bench/quantize/bits.py FOLDER
@@ -34,10 +34,12 @@ from lighten.gather import device
 from lighten.methods.quantize.integer import Quantize
 
 HERE = Path(__file__).parent
-CASES = (
-    (8, "nearest"),
-    *((bits, rounding) for bits in (4, 3, 2) for rounding in ("nearest", "gptq", "adaround", "anneal")),
-)
+SOLVERS = ("nearest", "gptq", "adaround", "anneal")
+WIDTHS = ((4, 8), (3, 8), (2, 8), (4, 4), (4, 3), (3, 3), (4, 2), (2, 2))
+"""Bits of weights and of activations; first and last layer keep 8, and so do residual additions."""
+Case = tuple[int, int, str]
+FLOAT: Case = (32, 32, "float32")
+CASES: tuple[Case, ...] = ((8, 8, "nearest"), *((*widths, solver) for widths in WIDTHS for solver in SOLVERS))
 
 
 def main() -> None:
@@ -51,20 +53,19 @@ def main() -> None:
     exporter, path = OnnxExporter(), arguments.folder / "bits.onnx"
     with torch_threads(arguments.threads):
         data = load_images(arguments.folder)
-        hits: dict[tuple[int, str], list[Tensor]] = {}
-        facts: dict[tuple[int, str], dict[str, Any]] = {}
+        hits: dict[Case, list[Tensor]] = {}
+        facts: dict[Case, dict[str, Any]] = {}
         for seed in range(arguments.seeds):
             model = trained(arguments.folder, data, seed=seed, threads=arguments.threads)
             original = exporter.write_float(model, path)
-            hits.setdefault((32, "float32"), []).append(right(path, data))
-            facts[32, "float32"] = {"bytes": original.size_bytes, "seconds": 0.0}
+            hits.setdefault(FLOAT, []).append(right(path, data))
+            facts[FLOAT] = {"bytes": original.size_bytes, "seconds": 0.0}
             for case in CASES:
-                facts[case] = quantized(model, data, *case, path=path)
+                facts[case] = quantized(model, data, case, path=path)
                 hits.setdefault(case, []).append(right(path, data))
                 print(seed, case, facts[case], float(hits[case][-1].float().mean()), flush=True)
     rows = [
-        {"weights": bits, "rounding": rounding, **facts[bits, rounding], **drop(hits, (bits, rounding))}
-        for bits, rounding in facts
+        {"weights": case[0], "activations": case[1], "rounding": case[2], **facts[case], **drop(hits, case)} for case in facts
     ]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "lighten")}
     head = {"device": device(), "threads": arguments.threads, "seeds": arguments.seeds, "versions": versions}
@@ -73,10 +74,11 @@ def main() -> None:
     print(table(head, rows))
 
 
-def quantized(model: Model, data: Data, bits: int, rounding: str, *, path: Path) -> dict[str, Any]:
+def quantized(model: Model, data: Data, case: Case, *, path: Path) -> dict[str, Any]:
     """Writes the file; its bytes, and the seconds from the float graph to the codes."""
     graph, began = trace(model), time.perf_counter()
-    prepared = Quantize(weights=bits, rounding=rounding).prepare(model, graph, data=data, run=Run())
+    bits, activations, rounding = case
+    prepared = Quantize(weights=bits, activations=activations, rounding=rounding).prepare(model, graph, data=data, run=Run())
     compressed = prepared.realize(prepared.proposals()[0])
     seconds = time.perf_counter() - began
     return {"bytes": OnnxExporter().write(compressed, path).size_bytes, "seconds": round(seconds, 2)}
@@ -88,9 +90,9 @@ def right(path: Path, data: Data) -> Tensor:
     return torch.cat([session(*batch.inputs).argmax(1) == batch.target for batch in data.test.batches(500)])
 
 
-def drop(hits: dict[tuple[int, str], list[Tensor]], case: tuple[int, str]) -> dict[str, Any]:
+def drop(hits: dict[Case, list[Tensor]], case: Case) -> dict[str, Any]:
     """Accuracy by seed, and how far its mean lies below float32's with the interval over images."""
-    lost_SN = torch.stack(hits[32, "float32"]).double() - torch.stack(hits[case]).double()
+    lost_SN = torch.stack(hits[FLOAT]).double() - torch.stack(hits[case]).double()
     lost_N = lost_SN.mean(0)
     half = 1.96 * float(lost_N.std()) / len(lost_N) ** 0.5
     mean = float(lost_N.mean())
@@ -106,15 +108,16 @@ def table(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{head['device']}; {head['threads']} thread(s); {head['seeds']} seeds, 10,000 test images through the exported file.",
         "",
-        "| weights | rounding | accuracy, mean (each seed) | drop in points (95 %) | bytes | s |",
-        "|---|---|---|---|---|---|",
+        "| weights | activations | rounding | accuracy, mean (each seed) | drop in points (95 %) | bytes | s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         each = ", ".join(f"{100 * value:.2f}" for value in row["accuracy"])
         mean = 100 * sum(row["accuracy"]) / len(row["accuracy"])
         low, high = (100 * end for end in row["interval"])
         lines.append(
-            f"| {row['weights']} | {row['rounding']} | {mean:.2f} ({each}) | {100 * row['drop']:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {row['weights']} | {row['activations']} | {row['rounding']} | {mean:.2f} ({each}) "
+            f"| {100 * row['drop']:.2f} ({low:.2f} to {high:.2f}) "
             f"| {row['bytes']:,} | {row['seconds']:.1f} |"
         )
     return "\n".join(lines) + "\n"

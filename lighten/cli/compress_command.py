@@ -21,7 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("model", help="a Hugging Face folder, a folder lighten wrote, or package.module:callable")
     parser.add_argument(
-        "--data", required=True, metavar="D", help="images, wav files, .npz, .csv, .jsonl, .txt or package.module:callable"
+        "--data",
+        required=True,
+        metavar="D",
+        help="images, wav files, .npz, .csv, .jsonl, .txt, synthetic or package.module:callable",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="D",
+        help="another source of training and calibration inputs, e.g. synthetic (default: of --data)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; an interrupted run in it is resumed")
     parser.add_argument("--weights", metavar="FILE", help="weights for package.module:callable, .safetensors")
@@ -61,7 +69,7 @@ def run(arguments: argparse.Namespace, show: Show) -> int:
     )
     target = Target(arguments.target, threads=arguments.threads, batch=arguments.batch)
     _refuse_unknown_names(arguments, recipe)
-    out = _folder(arguments.out)
+    out = folder(arguments.out)
     try:
         result = _compress(arguments, budget, recipe, target=target)
         progress = progress_for(quiet=arguments.quiet) or Silent()
@@ -89,7 +97,7 @@ def _refuse_unknown_names(arguments: argparse.Namespace, recipe: "Recipe") -> No
         metric_named(arguments.metric)
 
 
-def _folder(name: str) -> Path:
+def folder(name: str) -> Path:
     """Refused before a large model is read when nothing can be written there."""
     from lighten.core.errors import InputError
     from lighten.engine.files import check_writable
@@ -109,12 +117,15 @@ def _interrupted(work: Path) -> int:
 def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe", *, target: "Target") -> "Result":
     from lighten.cli.progress import progress_for
     from lighten.compress import compress
-    from lighten.data.source import load_data, require_labels
+    from lighten.data.source import calibrated_on, load_data, require_labels
     from lighten.evaluate.metrics import require_suited
     from lighten.read.source import load
 
     model = load(arguments.model, weights=arguments.weights)
-    data = load_data(arguments.data, model=model, seed=recipe.seed)
+    progress = progress_for(quiet=arguments.quiet or arguments.json)
+    data = load_data(arguments.data, model=model, seed=recipe.seed, progress=progress)
+    if arguments.calibration is not None:
+        data = calibrated_on(data, arguments.calibration, model=model, seed=recipe.seed, progress=progress)
     if arguments.metric is None:
         require_labels(data, arguments.data)
     else:
@@ -128,5 +139,5 @@ def _compress(arguments: argparse.Namespace, budget: "Budget", recipe: "Recipe",
         target=target,
         out=arguments.out,
         tensorboard=arguments.tensorboard,
-        progress=progress_for(quiet=arguments.quiet or arguments.json),
+        progress=progress,
     )

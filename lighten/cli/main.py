@@ -21,7 +21,10 @@ COMMANDS = {
     "inspect": "what a network costs, layer by layer",
     "compress": "make a network small and fast, and prove it on the exported file",
     "compare": "two networks on the same data: scores, drop, flips, latency",
+    "sensitivity": "which layer hurts when it is quantized, at every width, and what each costs in float",
     "verify": "check a folder that compress wrote: hashes, and the truth gate again",
+    "pack": "the folder that compress wrote in one small file, to store or to send",
+    "unpack": "the files of an archive again, bit for bit",
 }
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from lighten.report.markup import NOTHING, Html, element, join, text
 from lighten.report.schema import Report, known
-from lighten.report.sections import change, damage, evidence, layers, training, verdict, widths
+from lighten.report.sections import change, damage, evidence, layers, training, verdict, widths, zeros
 
 _CONTENTS = (
     ("change", "Before and after", change.section_of),
     ("training", "Training", training.section_of),
     ("widths", "Widths", widths.section_of),
+    ("zeros", "Zeros", zeros.section_of),
     ("layers", "Layers", layers.section_of),
     ("classes", "Classes", damage.classes),
     ("examples", "Examples", damage.examples),
@@ -34,20 +35,27 @@ def page(report: Mapping[str, Any]) -> str:
     facts = known(report)
     sections = [(key, name, make(facts)) for key, name, make in _CONTENTS]
     made = [(key, name, part) for key, name, part in sections if part]
-    body = element(
-        "body",
+    return document(
+        _title(facts),
         verdict.header(facts),
         _navigation([(key, name) for key, name, _ in made]),
         element("main", *(part for _, _, part in made)),
         element("footer", text("Every figure on this page is in report.json, beside it.")),
-        _inline("script", _resource("sort.js")),
     )
-    return "<!doctype html>\n" + element("html", _head(facts), body, lang="en") + "\n"
 
 
-def _head(report: Report) -> Html:
+def document(title: str, *parts: Html) -> str:
+    """A whole HTML file with our style and script around the parts of its body."""
+    body = element("body", *parts, _inline("script", _resource("sort.js")))
+    return "<!doctype html>\n" + element("html", _head(title), body, lang="en") + "\n"
+
+
+def _title(report: Report) -> str:
     source = report.get("model", {}).get("source", "")
-    title = f"{verdict.title(report)}: {source}" if source else verdict.title(report)
+    return f"{verdict.title(report)}: {source}" if source else verdict.title(report)
+
+
+def _head(title: str) -> Html:
     return element(
         "head",
         element("meta", charset="utf-8"),

@@ -123,7 +123,12 @@ class Parity(TypedDict, total=False):
 
 
 class Layer(TypedDict, total=False):
-    """One site. spec: "int8", "int8 weights", "int8 dynamic" or "float". keep_cost_bytes: what keeping it in float adds."""
+    """One site. spec: "int8", "int8 weights", "int8 dynamic" or "float". keep_cost_bytes: what keeping it in float adds.
+    wider_cost_bytes: what codes of twice the bits would add, where they have fewer than 8. weight_sqnr_db: of the weight as
+    rounded to the nearest codes. noise_alone, kl_alone, loss_rise_alone: of the network with this site alone quantized, on
+    calibration examples, where the search asked. bits_per_weight: scales, zero points and tables counted. runs: "computed"
+    where the runtime computes with the few bits, "stored" where it makes int8 or floats of them at load; of weights alone.
+    """
 
     site: str
     kind: str
@@ -134,6 +139,13 @@ class Layer(TypedDict, total=False):
     weight_bytes_after: int
     error_sqnr_db: float
     keep_cost_bytes: int
+    wider_cost_bytes: int
+    weight_sqnr_db: float
+    noise_alone: float
+    kl_alone: float
+    loss_rise_alone: float
+    bits_per_weight: float
+    runs: str
     why: str
 
 
@@ -143,6 +155,15 @@ class Width(TypedDict, total=False):
     group: str
     before: int
     after: int
+
+
+class Zeros(TypedDict, total=False):
+    """One sparse tensor: how many of its weights are zero, in the network as exported. pattern: as in the recipe."""
+
+    tensor: str
+    pattern: str
+    weights: int
+    zeros: int
 
 
 class Candidate(TypedDict, total=False):
@@ -194,6 +215,7 @@ class Report(TypedDict, total=False):
     notes: list[str]
     layers: list[Layer]
     widths: list[Width]
+    zeros: list[Zeros]
     candidates: list[Candidate]
     plan: dict[str, dict[str, Any]]
     steps: list[dict[str, Any]]

@@ -1,77 +1,97 @@
-"""A limit on the size that 8 bits do not hold: each layer's weights get the bits at which the network loses least.
+"""Each layer's weights get the bits at which the network loses least: under a size that 8 bits do not hold, or at a mean width.
 
-The noise that each layer alone puts on the network's output, at each width, is taken to add up, and the widths are chosen
-exactly under the limit (ops.allocate). The sum of layers' errors is not the network's error, and names and scales take bytes
-too, so the plan becomes a file that is scored and weighed, and a file that is still too large is tried again with less.
+The harm of each layer alone, at each width, is taken to add up, and the widths are chosen exactly under the limit
+(search.harms). Two things are then put right on the real network, since the sum of layers' errors is not the network's error,
+and names and scales take bytes too: the plan becomes a file that is scored and weighed, and one that is still too large is
+tried again with less; and the next best plans in the same room are carried out and judged on calibration examples
+(search.rivals). The test examples choose nothing.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from torch import Tensor
-
+from lighten.analyze.cost import total
 from lighten.core.graph import Graph
-from lighten.core.method import Prepared
 from lighten.core.plan import Plan
-from lighten.core.run import Run
-from lighten.core.spec import Quant
 from lighten.export.saturation import FULL_BITS
-from lighten.ops.allocate import allocate
-from lighten.search.restore import output_noise
+from lighten.search.harms import Harms
+from lighten.search.rivals import best_of_rivals
+from lighten.search.sensitivity import SOLVED_ON, Answers, Trying, answers_to_judge_by, effects_alone, weights_of, with_widths
 from lighten.search.trials import Trial, Trials
 
-WIDTHS = (FULL_BITS, 4, 2)
-"""Of a weight in the file; ONNX has no others, and codes of 3 bits take 4."""
-_KINDS = ("conv1d", "conv2d", "conv3d", "linear")
 _TRIES = 4
+_QUICK_MACS = 1e12
+"""About two minutes on a core: as much may be spent on trying each layer with its codes solved for; beyond, they are rounded to
+the nearest, which foretells less well which layers bear few bits."""
 
 
-def fit_size(trials: Trials, graph: Graph, start: Trial, *, limit: int, inputs: tuple[Tensor, ...]) -> Trial:
-    """The first trial within `limit` bytes, else the smallest made. start: the same plan in 8 bits. inputs: a few examples."""
-    weights = _weights(graph, start.plan)
+@dataclass(frozen=True)
+class Limits:
+    """size_bytes: of the file. mean_bits: of a weight, over the linear layers and convolutions that the plan quantizes. None
+    leaves one open.
+    """
+
+    size_bytes: int | None = None
+    mean_bits: float | None = None
+
+
+def fit_widths(trials: Trials, graph: Graph, start: Trial, *, limits: Limits) -> Trial:
+    """The best plan found within the limits, else the smallest file made. start: the same plan in 8 bits."""
+    weights = weights_of(graph, start.plan)
     if not weights:
         return start
-    noise = output_noise_by_width(trials.prepared, start.plan, weights, inputs=inputs, run=trials.run)
+    answers = answers_to_judge_by(trials.prepared, trials.data)
+    harms = harms_of(trials, start.plan, weights, answers=answers)
     fixed = start.export.size_bytes - sum(weights.values())
-    best, room = start, limit - fixed
+    room = int((limits.mean_bits or FULL_BITS) * sum(weights.values()))
+    if limits.size_bytes is not None:
+        room = min(room, 8 * (limits.size_bytes - fixed))
+    best = start
     for _ in range(_TRIES):
-        costs = [[count * bits // 8 for bits in WIDTHS] for count in weights.values()]
-        chosen = allocate([noise[site] for site in weights], costs, room)
-        specs = {site: WIDTHS[option] for site, option in zip(weights, chosen.choice, strict=True)}
-        trial = trials.attempt(_narrowed(start.plan, specs), f"{_mean(weights, specs):.1f}-bit weights")
+        bits, chosen = harms.within(room)
+        trial = _attempt(trials, start.plan, bits, harms)
         best = min(best, trial, key=lambda one: one.export.size_bytes)
-        excess = trial.export.size_bytes - limit
-        if excess <= 0 or not chosen.is_within:
+        excess = 0 if limits.size_bytes is None else trial.export.size_bytes - limits.size_bytes
+        if not chosen.is_within:
             return trial if excess <= 0 else best
-        room -= excess
+        if excess <= 0:
+            rival = _rival(trials, start.plan, bits, harms=harms, room=room, answers=answers)
+            return trial if rival is None or _exceeds(rival, limits) else rival
+        room -= 8 * excess
     return best
 
 
-def output_noise_by_width(
-    prepared: Prepared, plan: Plan, weights: Mapping[str, int], *, inputs: tuple[Tensor, ...], run: Run
-) -> dict[str, list[float]]:
-    """By site, the relative noise on the network's output with this site alone at each of WIDTHS, rounded to nearest."""
-    pairs = [(site, bits) for site in weights for bits in WIDTHS]
-
-    def measure() -> list[float]:
-        tracked = run.progress.track(pairs, what="trying widths", total=len(pairs))
-        alone = (_narrowed(Plan({site: plan[site]}), {site: bits}) for site, bits in tracked)
-        return list(output_noise(prepared, alone, inputs=inputs))
-
-    found = iter(run.memory.remember(f"widths-{plan.key()}", measure))
-    return {site: [next(found) for _ in WIDTHS] for site in weights}
+def harms_of(trials: Trials, plan: Plan, weights: Mapping[str, int], *, answers: Answers) -> Harms:
+    """Of the widths that the target stores, each tried on one layer alone."""
+    how = Trying(trials.exporter.weight_widths(), repair=_is_quick(trials, len(weights)))
+    effects = effects_alone(trials.prepared, plan, weights, answers=answers, how=how, run=trials.run)
+    trials.effects.update({site: dict(zip(how.widths, found, strict=True)) for site, found in effects.items()})
+    return Harms(weights, how.widths, {site: [effect.harm for effect in found] for site, found in effects.items()})
 
 
-def _weights(graph: Graph, plan: Plan) -> dict[str, int]:
-    """Number of weights of each site whose width may change."""
-    values = dict(graph.module.named_parameters()) | dict(graph.module.named_buffers())
-    sites = [site for site in graph.sites if site.kind in _KINDS and site.weights and type(plan.spec(site.name)) is Quant]
-    return {site.name: values[site.weights[0]].numel() for site in sites}
+def _rival(trials: Trials, plan: Plan, bits: Mapping[str, int], *, harms: Harms, room: int, answers: Answers) -> Trial | None:
+    """The plan that is better than `bits` in the same room, as a file; None where none was found."""
+
+    def judge(widths: Mapping[str, int]) -> float:
+        made = with_widths(plan, widths)
+        known = trials.seen.get(made.key())
+        compressed = trials.prepared.realize(made) if known is None else known.compressed
+        return answers.effect(compressed.graph).harm
+
+    found = best_of_rivals([bits, *harms.uniform(room)], harms, room, judge=judge, run=trials.run)
+    return None if found.bits == bits else _attempt(trials, plan, found.bits, harms)
 
 
-def _narrowed(plan: Plan, bits: Mapping[str, int]) -> Plan:
-    """Sites that get the full width keep what they have, which may be 7 bits."""
-    return plan.with_widths({site: width for site, width in bits.items() if width < FULL_BITS})
+def _attempt(trials: Trials, plan: Plan, bits: Mapping[str, int], harms: Harms) -> Trial:
+    return trials.attempt(with_widths(plan, bits), f"{harms.mean_bits(bits):.1f}-bit weights")
 
 
-def _mean(weights: Mapping[str, int], bits: Mapping[str, int]) -> float:
-    return sum(weights[site] * bits[site] for site in weights) / sum(weights.values())
+def _exceeds(trial: Trial, limits: Limits) -> bool:
+    return limits.size_bytes is not None and trial.export.size_bytes > limits.size_bytes
+
+
+def _is_quick(trials: Trials, num_layers: int) -> bool:
+    """Whether a pass over the examples that codes are solved on, for each layer and width, is affordable."""
+    macs = total(trials.prepared.graph.module, trials.model.example).macs
+    passes = num_layers * len(trials.exporter.weight_widths()) * min(SOLVED_ON, len(trials.data.calibration))
+    return macs * passes <= _QUICK_MACS

@@ -58,12 +58,17 @@ def make_faster(trials: Trials, graph: Graph, start: Speed, *, holds: Callable[[
     best = start
     for kind in _kinds(graph, start.trial.plan):
         plan = _soften(trials, graph, best.trial.plan, kind=kind)
+        if plan.key() == best.trial.plan.key():
+            continue  # weights alone are quantized: no integers to take back
         variant = time_trial(trials, trials.attempt(plan, f"{kind} back to float"))
         if variant.ratio < best.ratio and holds(variant.trial):
             best = Speed(variant.trial, variant.timing, (*best.slower_parts, kind))
     if best.is_faster:
         return best
-    stored = trials.attempt(_soften(trials, graph, start.trial.plan, kind=None), "int8 storage, float computation")
+    softened = _soften(trials, graph, start.trial.plan, kind=None)
+    if softened.key() == start.trial.plan.key():
+        return best
+    stored = trials.attempt(softened, "int8 storage, float computation")
     last = time_trial(trials, stored)
     return min((best, Speed(last.trial, last.timing, ("all",))), key=lambda speed: speed.ratio)
 

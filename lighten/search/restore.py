@@ -46,10 +46,9 @@ def restore(trials: Trials, start: Trial, *, holds: Callable[[Trial], bool], inp
 
 def _restored(spec: Spec) -> Spec:
     """Few bits become 8, which hardly ever hurt; 8 become float."""
-    widths = () if type(spec) is not Quant else (spec.weights, spec.activations)
-    if any(bits is not None and bits < NARROW_BITS for bits in widths):
-        full = {name: FULL_BITS for name in ("weights", "activations") if getattr(spec, name) is not None}
-        return replace(spec, **full)  # type: ignore[type-var]
+    if type(spec) is Quant and any(bits is not None and bits < NARROW_BITS for bits in (spec.weights, spec.activations)):
+        weights, activations = (None if bits is None else FULL_BITS for bits in (spec.weights, spec.activations))
+        return replace(spec, weights=weights, activations=activations)
     return Keep()
 
 

@@ -23,6 +23,8 @@ from lighten.evaluate.latency import Timing, time_interleaved
 from lighten.evaluate.paired import Comparison, compare
 from lighten.evaluate.predictions import Pass, Predictions
 from lighten.evaluate.probe import collect_probe
+from lighten.evaluate.zeros import require_zeros
+from lighten.search.sensitivity import Effect
 
 ORIGINAL = "original"
 
@@ -41,7 +43,9 @@ class Trial:
 
 @dataclass
 class Trials:
-    """The bench on which plans are tried. folder: holds the files. seen: every trial so far, by plan key."""
+    """The bench on which plans are tried. folder: holds the files. seen: every trial so far, by plan key. effects: of
+    layers quantized alone, by site and bits of the weight, where the search asked.
+    """
 
     model: Model
     prepared: Prepared
@@ -51,6 +55,7 @@ class Trials:
     run: Run
     folder: Path
     seen: dict[str, Trial] = field(default_factory=dict)
+    effects: dict[str, dict[int, Effect]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.original = self.exporter.write_float(self.model, self.folder / "original.onnx")
@@ -73,6 +78,7 @@ class Trials:
         key = plan.key()
         if key not in self.seen:
             compressed = self.prepared.realize(plan)
+            require_zeros(compressed, self.prepared.graph, step="the last step")
             export = self.exporter.write(compressed, self.folder / f"{key}.onnx")
             predictions = self.predict(export.path, f"scoring {name}", key=key)
             comparison = self.compare(predictions)

@@ -46,5 +46,21 @@ def test_a_training_without_validation_has_one_line_and_one_key():
     assert len(re.findall("<line", written)) == 1
 
 
+def test_a_distillation_says_how_much_of_the_gap_to_its_teacher_is_gone():
+    scores = {"what": "accuracy", "examples": 1000, "teacher": 0.92, "before": 0.5, "after": 0.914}
+    end = {"what": "distill", "kept_epoch": 3, "teacher": "original", "loss": "kd", "scores": scores}
+    training = [trained(epoch) for epoch in range(4)]
+    pairs = [{"student": "add", "teacher": "add_1", "alike": 0.875}, {"student": "relu", "teacher": "relu_3", "alike": None}]
+    written = section(*training, {**end, "pairs": pairs})
+    assert "The teacher is original, the loss kd." in written
+    said = "Accuracy on 1,000 examples held out: teacher 0.9200, student before 0.5000, taught 0.9140"
+    assert f"{said}; 99% of the gap to the teacher is recovered." in written
+    assert "Layers that learned from layers of the teacher: add from add_1 (similarity 0.875); relu from relu_3." in written
+    alone = {"what": "trained alone", "kept_epoch": 3, "scores": {"alone": 0.86}}
+    both = section(*training, end, *training, alone)
+    assert "alone 0.8600, taught 0.9140; 90% of the gap to the teacher is recovered." in both
+    assert both.count("<figure") == 2
+
+
 def test_the_page_links_to_the_training():
     assert '<a href="#training">Training</a>' in page(small())

@@ -87,15 +87,21 @@ def _table(layers: Sequence[Layer]) -> Html:
         head("MACs", "number"),
         head("Weight bytes", "wide"),
         head("SQNR", "wide"),
+        *([head("Loss rise alone", "number")] if _knows_effects(layers) else []),
         head("Float would cost", "number"),
     )
     top_bytes = max(layer.get("weight_bytes_before", 0) for layer in layers) or 1
     top_error = max(layer.get("error_sqnr_db", 0.0) for layer in layers) or 1.0
-    rows = (_row(layer, top_bytes=top_bytes, top_error=top_error) for layer in layers)
+    with_effects = _knows_effects(layers)
+    rows = (_row(layer, top_bytes=top_bytes, top_error=top_error, with_effects=with_effects) for layer in layers)
     return table(heads, rows, class_="layers sortable", caption="Layers, the largest first")
 
 
-def _row(layer: Layer, *, top_bytes: float, top_error: float) -> Html:
+def _knows_effects(layers: Sequence[Layer]) -> bool:
+    return any("loss_rise_alone" in layer or "noise_alone" in layer for layer in layers)
+
+
+def _row(layer: Layer, *, top_bytes: float, top_error: float, with_effects: bool) -> Html:
     macs, cost = layer.get("macs"), layer.get("keep_cost_bytes")
     why = layer.get("why", "")
     spec = layer.get("spec", figures.UNKNOWN)
@@ -108,12 +114,34 @@ def _row(layer: Layer, *, top_bytes: float, top_error: float) -> Html:
             element("span", text(why), class_="why") if why else NOTHING,
             scope="row",
         ),
-        cell(element("span", text(spec), class_="spec float" if spec == "float" else "spec")),
+        cell(element("span", text(spec), class_="spec float" if spec == "float" else "spec"), _form(layer)),
         number(figures.shown(macs, figures.large), macs),
         _bytes_cell(layer, top_bytes),
         _error_cell(layer, top_error),
-        number(figures.shown(cost, _cost), cost),
+        *([_effect_cell(layer)] if with_effects else []),
+        _cost_cell(layer, cost),
     )
+
+
+def _effect_cell(layer: Layer) -> Html:
+    """What the layer alone does to the network: the loss where there is one, else the noise on the output."""
+    rise, noise = layer.get("loss_rise_alone"), layer.get("noise_alone")
+    if rise is None:
+        return number(figures.shown(noise, lambda value: f"{figures.significant(value)} noise"), noise)
+    return number(f"{rise:+.4f}", rise)
+
+
+def _cost_cell(layer: Layer, cost: float | None) -> Html:
+    wider = layer.get("wider_cost_bytes")
+    said = NOTHING if wider is None else element("span", figure(f"twice the bits {_cost(wider)}"), class_="kind")
+    return cell(figure(figures.shown(cost, _cost)), said, class_="number", value=cost)
+
+
+def _form(layer: Layer) -> Html:
+    """What a weight takes with all that belongs to it, and whether the runtime computes with it as it is."""
+    bits = layer.get("bits_per_weight")
+    parts = [*([f"{bits:.2f} bits a weight"] if bits is not None else []), *([layer["runs"]] if "runs" in layer else [])]
+    return element("span", figure(", ".join(parts)), class_="kind") if parts else NOTHING
 
 
 def _bytes_cell(layer: Layer, top_bytes: float) -> Html:
@@ -139,6 +167,8 @@ def _legend(layers: Sequence[Layer]) -> Html:
         "SQNR is the ratio of the layer's signal to the noise that quantization added, in decibels: higher is better.",
         "The last column is what the file would gain in bytes if the layer stayed in float.",
     ]
+    if _knows_effects(layers):
+        said.append("Loss rise alone: of the network with that layer alone quantized, on calibration examples.")
     if len(layers) > MAX_ROWS:
         said.append(f"The {figures.count(MAX_ROWS)} largest are listed; report.json holds all.")
     keys = join(

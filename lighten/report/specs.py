@@ -1,0 +1,37 @@
+"""A spec in words, and the bits that the file has for a weight under it."""
+
+from lighten.core.spec import Codebook, Float, Keep, Quant, Spec
+
+_FULL_BITS = 8
+_FILE_BITS = (2, 4, 8, 16, 32)
+_FLOAT_BITS = {"fp16": 16, "bf16": 16, "e2m1": 4, "nf4": 4}  # all others 8: ONNX has no codes of 6 bits
+
+
+def label(spec: Spec) -> str:
+    """A word or two."""
+    if type(spec) is Float:
+        scaled = "mx-" if spec.scale == "mx" else ""
+        return f"{scaled}{spec.format} weights" + (f", blocks of {spec.block}" if spec.block else "")
+    if type(spec) is Codebook:
+        return f"{spec.bits}-bit codebook"
+    if type(spec) is not Quant:
+        return "float"
+    few = f"{spec.weights}-bit weights" if spec.weights not in (None, _FULL_BITS) else ""
+    if spec.activations is None:
+        groups = f" in groups of {spec.group}" if spec.group else ""
+        return (few or "int8 weights") + groups + ("" if spec.symmetric else " with zero points")
+    kind = "int8 dynamic" if spec.dynamic else "int8"
+    return f"{kind}, {few}" if few else kind
+
+
+def stored_bits(spec: Spec) -> int:
+    """Of a weight's code in the file."""
+    if type(spec) is Float:
+        return _FLOAT_BITS.get(spec.format, _FULL_BITS)
+    bits = 32 if type(spec) is Keep else spec.bits if type(spec) is Codebook else getattr(spec, "weights", None) or _FULL_BITS
+    return next(width for width in _FILE_BITS if bits <= width)
+
+
+def is_for_weights_alone(spec: Spec) -> bool:
+    """True where only the weight is in few bits: what the runtime does with it is then worth saying."""
+    return type(spec) in (Float, Codebook) or (type(spec) is Quant and spec.activations is None)
