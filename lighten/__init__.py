@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lighten.data.source import load_data
     from lighten.read.source import load
     from lighten.result import Result
+    from lighten.sensitivity import sensitivity
     from lighten.verify import verify
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "inspect",
     "load",
     "load_data",
+    "sensitivity",
     "verify",
 ]
 
@@ -77,6 +79,7 @@ _HOMES = {
     "inspect": "lighten.analyze.cost",
     "load": "lighten.read.source",
     "load_data": "lighten.data.source",
+    "sensitivity": "lighten.sensitivity",
     "verify": "lighten.verify",
 }
 

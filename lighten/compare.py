@@ -57,7 +57,7 @@ def compare(
     sides = [_open(first, target), _open(second, target)]
     model = next((side.model for side in sides if side.model is not None), None)
     if type(data) is not Data:
-        data = load_data(data, model=_needed(model))
+        data = load_data(data, model=_needed(model), progress=progress)
     if metric is not None:
         data = replace(data, metric=metric_named(metric).name)
     with torch_threads(target.threads):

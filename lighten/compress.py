@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,31 +19,33 @@ from lighten.core.cost import Budget, Target
 from lighten.core.data import Data
 from lighten.core.errors import InputError
 from lighten.core.graph import Graph
-from lighten.core.method import Method, Rewrite
+from lighten.core.method import Method, Prepared, Rewrite
 from lighten.core.model import Model
 from lighten.core.pins import pinned, refuse_unknown_pins
 from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe, Step, refuse_unknown
-from lighten.core.run import Progress, Run, Silent
-from lighten.core.spec import Quant
+from lighten.core.run import Progress, Run, Silent, Stopped
+from lighten.core.spec import Keep, Quant
 from lighten.data.source import check_labels, load_data, require_labels
 from lighten.engine.files import check_writable, make_folder
 from lighten.engine.interrupt import insist
 from lighten.engine.memory import FolderMemory
-from lighten.engine.rewriting import rewritten
+from lighten.engine.rewriting import identity_of, rewritten
 from lighten.engine.scalars import summary_writer
 from lighten.engine.threads import torch_threads
 from lighten.evaluate.metrics import require_suited
 from lighten.export.saturation import FULL_BITS, NARROW_BITS
 from lighten.gather import ROUNDING, Facts, gather, versions
 from lighten.read.source import load
+from lighten.report.specs import is_for_weights_alone, label
 from lighten.result import WORK, Result
-from lighten.search.bits import fit_size
+from lighten.search.bits import Limits, fit_widths
 from lighten.search.clock import FileClock
 from lighten.search.faster import Speed, make_faster, time_trial
 from lighten.search.gate import pass_gate
 from lighten.search.narrow import narrowed
 from lighten.search.restore import restore
+from lighten.search.sensitivity import mean_bits
 from lighten.search.trials import Trial, Trials, representative_batch
 
 if TYPE_CHECKING:
@@ -81,27 +84,27 @@ def compress(
     target = Target(target) if isinstance(target, str) else target
     exporter = catalog.exporter(target.runtime)
     rewrites, method = _steps(recipe)
-    curves = _curves(tensorboard, rewrites)
+    steps: tuple[Rewrite | Method, ...] = (*rewrites, method)
+    curves = _curves(tensorboard, steps)
     model = model if type(model) is Model else load(model)
-    data = data if type(data) is Data else require_labels(load_data(data, model=model, seed=recipe.seed), data)
+    data = _loaded(data, model, seed=recipe.seed, progress=progress)
     require_suited(data.metric, data.task)
     graph = trace(model)
     check_labels(data, num_outputs=_num_outputs(graph))
     _check_sites(recipe, graph, model)
-    for step in rewrites:
-        step.check(model, data=data)
+    _check_steps(steps, model, data)
     with ExitStack() as stack:
-        folder = _work_folder(out, model, stack, num_steps=len(rewrites))
+        folder = _work_folder(out, model, stack, num_steps=len(rewrites) + method.card.trains)
         clock = FileClock(exporter, target, representative_batch(data, target), folder, progress)
         resumed = folder if out is not None and data.digest else None
-        run = Run(recipe.seed, target.threads, progress, folder=resumed, tensorboard=curves, clock=clock)
+        run = Run(recipe.seed, target.threads, progress, folder=resumed, tensorboard=curves, clock=clock, original=model)
         stack.enter_context(torch_threads(target.threads))
         torch.manual_seed(recipe.seed)
         identity = _identity(graph, data, recipe, target)
         smaller, stopped = rewritten(model, rewrites, data=data, run=run, pins=tuple(recipe.sites), identity=identity)
         kept = graph if smaller is model else trace(smaller)
-        run = run if stopped else _with_memory(run, identity, (*rewrites, method))
-        prepared = method.prepare(smaller, kept, data=data, run=run)
+        run = run if stopped else _with_memory(run, identity, steps)
+        prepared, stopped = _prepared(method, smaller, kept, data=data, run=_own(run, identity, steps), is_hurried=stopped)
         trials = Trials(model, prepared, data, exporter, target, run, folder)
         found, interrupted = _Job(kept, budget, recipe, trials, is_hurried=stopped).search()
         return _finish(Facts(graph, kept, budget, recipe, trials, found, interrupted))
@@ -172,9 +175,8 @@ class _Job:
         else:
             least = min(speeds, key=lambda speed: speed.trial.comparison.drop)
             start = self._consider(self._restored(least.trial))
-        limit = self.budget.size_bytes
-        if limit is not None and start.trial.export.size_bytes > limit:
-            narrow = fit_size(self.trials, self.graph, start.trial, limit=limit, inputs=self._few_inputs())
+        if not (self._is_narrow(start.trial) and self._fits(start.trial)):
+            narrow = fit_widths(self.trials, self.graph, start.trial, limits=self._limits)
             start = max(start, self._consider(narrow), key=self._worth)
         return self._keep(make_faster(self.trials, self.graph, start, holds=partial(self._keeps, start.trial)))
 
@@ -207,9 +209,20 @@ class _Job:
     def _fits(self, trial: Trial) -> bool:
         return self.budget.size_bytes is None or trial.export.size_bytes <= self.budget.size_bytes
 
+    @property
+    def _limits(self) -> Limits:
+        """Of the weights' widths; mean_bits is a knob of quantize, a last step."""
+        return Limits(self.budget.size_bytes, self.recipe.steps[-1].knobs.get("mean_bits"))
+
+    def _is_narrow(self, trial: Trial) -> bool:
+        """Whether the weights have the mean width that the recipe orders."""
+        most = self._limits.mean_bits
+        return most is None or mean_bits(self.graph, trial.plan) <= most + ROUNDING
+
     def _keeps(self, start: Trial, trial: Trial) -> bool:
         """Whether the limits that `start` holds still hold."""
-        return self._holds(trial) and (self._fits(trial) or not self._fits(start))
+        fits = self._fits(trial) or not self._fits(start)
+        return self._holds(trial) and fits and (self._is_narrow(trial) or not self._is_narrow(start))
 
     def _consider(self, trial: Trial) -> Speed:
         return self._keep(time_trial(self.trials, trial))
@@ -219,10 +232,13 @@ class _Job:
             self.best = speed
         return speed
 
-    def _worth(self, speed: Speed) -> tuple[bool, bool, float, float]:
-        """Among files that hold the drop and the size the fastest is best, among those that do not the one that drops least."""
-        holds = self._holds(speed.trial)
-        return holds, self._fits(speed.trial), 0.0 if holds else -speed.trial.comparison.drop, -speed.ratio
+    def _worth(self, speed: Speed) -> tuple[bool, bool, bool, float, float]:
+        """Among files that hold the drop and the size the fastest is best, among those that do not the one that drops least.
+        What the recipe orders comes first.
+        """
+        trial, holds = speed.trial, self._holds(speed.trial)
+        drop = 0.0 if holds else trial.comparison.drop
+        return self._is_narrow(trial), holds, self._fits(trial), -drop, -speed.ratio
 
 
 def _steps(recipe: Recipe) -> tuple[tuple[Rewrite, ...], Method]:
@@ -240,7 +256,17 @@ def _steps(recipe: Recipe) -> tuple[tuple[Rewrite, ...], Method]:
     return tuple(cast(Rewrite, method) for method in made), cast(Method, last)
 
 
-def _curves(folder: str | Path | None, steps: Sequence[Rewrite]) -> Path | None:
+def _prepared(method: Method, model: Model, graph: Graph, *, data: Data, run: Run, is_hurried: bool) -> tuple[Prepared, bool]:
+    """The last step on its data, and whether the user has interrupted; one that trains is left at its start then."""
+    if is_hurried:
+        return getattr(method, "start", method).prepare(model, graph, data=data, run=run), True
+    try:
+        return method.prepare(model, graph, data=data, run=run), False
+    except Stopped as stop:
+        return stop.result, True
+
+
+def _curves(folder: str | Path | None, steps: Sequence[Rewrite | Method]) -> Path | None:
     """Where TensorBoard finds the curves. Raises InputError when there is none to draw, or no means to."""
     if folder is None:
         return None
@@ -249,6 +275,19 @@ def _curves(folder: str | Path | None, steps: Sequence[Rewrite]) -> Path | None:
     summary_writer()
     check_writable(Path(folder), 0)
     return Path(folder)
+
+
+def _loaded(source: Data | str | Path | Iterable[Any], model: Model, *, seed: int, progress: Progress) -> Data:
+    if type(source) is Data:
+        return source
+    return require_labels(load_data(source, model=model, seed=seed, progress=progress), source)
+
+
+def _check_steps(steps: Sequence[Rewrite | Method], model: Model, data: Data) -> None:
+    """All that a step can tell before the first one works."""
+    for step in steps:
+        if step.card.rewrites or step.card.trains:
+            cast(Rewrite, step).check(model, data=data)
 
 
 def _check_sites(recipe: Recipe, graph: Graph, model: Model) -> None:
@@ -261,7 +300,10 @@ def _check_sites(recipe: Recipe, graph: Graph, model: Model) -> None:
 
 
 def _name(plan: Plan) -> str:
-    """What the plan mostly does with activations."""
+    """What the plan mostly does with activations; with weights, where it leaves those in float."""
+    forms = [spec for spec in plan.values() if type(spec) is not Keep]
+    if forms and all(is_for_weights_alone(spec) for spec in forms):
+        return Counter(label(spec) for spec in forms).most_common(1)[0][0]
     quants = [spec for spec in plan.values() if type(spec) is Quant]
     if not quants:
         return "float32"
@@ -286,14 +328,31 @@ def _with_memory(run: Run, identity: dict[str, Any], steps: Sequence[Method | Re
     """
     if run.folder is None:
         return run
-    known = {**identity, "steps": [repr(step) for step in steps]}
+    known = {**identity, "steps": [identity_of(step) for step in steps]}
     return replace(run, memory=FolderMemory(run.folder / "memory", identity=known))
+
+
+def _own(run: Run, identity: dict[str, Any], steps: Sequence[Method | Rewrite]) -> Run:
+    """The run as the last step gets it: one that trains has a folder of its own, empty when anything before has changed."""
+    if not steps[-1].card.trains:
+        return run
+    folder, curves = (
+        None if place is None else place / f"{len(steps)}-{steps[-1].card.name}" for place in (run.folder, run.tensorboard)
+    )
+    if folder is not None:
+        FolderMemory(folder, identity={**identity, "steps": [identity_of(step) for step in steps]})
+    return replace(run, folder=folder, tensorboard=curves)
 
 
 def _identity(graph: Graph, data: Data, recipe: Recipe, target: Target) -> dict[str, Any]:
     """All that decides, with the steps, what a run finds: remembered work is used again only where every entry is the same."""
     settings = {"sites": sorted(recipe.sites), "seed": recipe.seed, "target": repr(target)}
-    return {"versions": versions(), "model": _digest(graph), "data": [data.digest, data.metric], **settings}
+    return {
+        "versions": versions(),
+        "model": _digest(graph),
+        "data": [data.digest, data.metric, data.calibration_digest],
+        **settings,
+    }
 
 
 def _digest(graph: Graph) -> str:

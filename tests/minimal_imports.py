@@ -8,7 +8,7 @@ import importlib.util
 import pkgutil
 import sys
 
-OPTIONAL = ("transformers", "tokenizers", "PIL", "scipy", "sklearn", "tensorboard", "pytest")
+OPTIONAL = ("transformers", "tokenizers", "PIL", "scipy", "sklearn", "tensorboard", "constriction", "pytest")
 
 
 def main() -> int:

@@ -87,8 +87,8 @@ def test_a_planned_target_is_said_to_be_missing_in_this_version(name):
 
 
 def test_a_planned_method_is_said_to_be_missing_in_this_version():
-    with pytest.raises(InputError, match="The method 'distill' is not available in this version. Available: finetune, "):
-        catalog.build_method(Step("distill", {"epochs": 5}))
+    with pytest.raises(InputError, match="The method 'factor' is not available in this version. Available: distill, "):
+        catalog.build_method(Step("factor", {"rank": 5}))
 
 
 def test_nothing_planned_is_already_there():
@@ -126,7 +126,7 @@ def test_a_plug_in_adds_a_method(plug_in, tmp_path, monkeypatch):
     (tmp_path / "package_of_halve.py").write_text(HALVE)
     monkeypatch.syspath_prepend(tmp_path)
     plug_in("methods", "halve", "package_of_halve:Halve")
-    assert catalog.names("methods") == ["finetune", "halve", "keep", "prune", "quantize"]
+    assert catalog.names("methods") == ["distill", "finetune", "halve", "keep", "prune", "qat", "quantize", "sparsify"]
     assert catalog.build_method(Step("halve", {"share": 0.25})).share == 0.25
     with pytest.raises(InputError, match="Unknown knob of halve 'shar'. Did you mean 'share'\\?"):
         catalog.build_method(Step("halve", {"shar": 1}))

@@ -122,7 +122,7 @@ def test_type_checkers_and_the_interpreter_take_public_names_from_the_same_modul
     assert for_checkers == lighten._HOMES
 
 
-@pytest.mark.parametrize("name", ["compare", "compress", "verify"])
+@pytest.mark.parametrize("name", ["compare", "compress", "sensitivity", "verify"])
 def test_the_imported_module_does_not_hide_the_function_of_its_name(name):
     module = importlib.import_module(f"lighten.{name}")
     assert getattr(lighten, name) is getattr(module, name)

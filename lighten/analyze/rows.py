@@ -47,10 +47,11 @@ class View:
         """Of the output."""
         return int(self.node.meta["val"].shape[self.dim])
 
-    def sample(self, num_rows: int, given: Mapping[str, Any], seed: int) -> Rows:
+    def sample(self, num_rows: int, given: Mapping[str, Any], seed: int, *, real: Tensor | None = None) -> Rows:
         """Random rows, at most 8,192 and 2^25 values; the same of every network that is given equal seeds.
 
-        num_rows: of the output. given: the node's arguments by name.
+        num_rows: of the output. given: the node's arguments by name. real: of a network on padded texts, texts x tokens, True
+        for a token: a layer on tokens is then seen on those alone.
         """
         value, weight = given["input"], given["weight"]
         is_norm = self.node.target in _NORMALIZATIONS
@@ -59,9 +60,12 @@ class View:
         if is_norm:
             value = self.node.target(**{**given, "weight": None, "bias": None})  # type: ignore[operator]
         if is_norm or self.node.target is aten.linear.default:
-            x_NK = sample_rows(value.movedim(self.dim, -1).flatten(0, -2), count, _generator(seed))
-        else:
-            x_NK = unfold_columns(*self._convolution(given), count=count, generator=_generator(seed))
+            rows_NK = value.movedim(self.dim, -1).flatten(0, -2)
+            is_on_tokens = real is not None and value.shape[: real.dim()] == real.shape and real.numel() == num_rows
+            pool_N = real.flatten().nonzero()[:, 0] if is_on_tokens and real is not None else torch.arange(num_rows)
+            chosen_N = sample_rows(pool_N, count, _generator(seed))
+            return Rows(self.grouped(rows_NK[chosen_N].float()), chosen_N)
+        x_NK = unfold_columns(*self._convolution(given), count=count, generator=_generator(seed))
         chosen_N = sample_rows(torch.arange(num_rows), count, _generator(seed))
         return Rows(self.grouped(x_NK.float()), chosen_N)
 

@@ -60,7 +60,7 @@ class BadRow:
 class Data:
     """train: for calibration (and later training); None when the source has one split, then calibration takes test inputs
     and the report says so. task: one of core.model.TASKS. metric: a catalog key of evaluate. digest: sha256 over the source's
-    content. calibrated_on_test: True when train was carved from nothing else than the test examples.
+    content. calibration_digest: over train, where it came from another source. notes: what a reader of the scores must know.
     """
 
     source: str
@@ -71,6 +71,8 @@ class Data:
     labels: tuple[str, ...] = ()
     bad_rows: tuple[BadRow, ...] = field(default=())
     digest: str = ""
+    calibration_digest: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def calibration(self) -> Split:

@@ -13,11 +13,14 @@ from lighten.core.model import Model
 
 @dataclass(frozen=True)
 class Export:
-    """One exported file."""
+    """One exported file. computed: names of the weights that the runtime's operators read in the few bits they are stored in;
+    all other weights of few bits become int8 or float when the file is loaded.
+    """
 
     path: Path
     size_bytes: int
     sha256: str
+    computed: frozenset[str] = frozenset()
 
 
 class Session(Protocol):
@@ -40,6 +43,9 @@ class Exporter(Protocol):
 
     def open(self, path: Path, target: Target) -> Session:
         """Loads a written file in the real runtime."""
+
+    def weight_widths(self) -> tuple[int, ...]:
+        """Bits that a weight's code can take in the file, the widest first; others are stored in the next wider."""
 
     def exact_weight_bits(self) -> int:
         """Most bits of a weight that the runtime's fastest integer kernels multiply without saturating on this machine. Wider

@@ -65,7 +65,9 @@ class Prepared(Protocol):
 
 
 class Method(Protocol):
-    """A frozen dataclass whose fields are its knobs."""
+    """A frozen dataclass whose fields are its knobs. One that trains has `check` too, as a Rewrite has it, and `start`, the
+    method that its training begins with; its `prepare` raises core.run.Stopped with what it has when an epoch is done.
+    """
 
     card: ClassVar[Card]
 

@@ -88,7 +88,7 @@ class Forgetful:
 class Run:
     """seed: of every random choice. threads: torch's and the runtime's intra-op threads. folder: where long training may keep
     checkpoints; None keeps none. tensorboard: where the curves of a training go. clock: how long a network takes on the
-    target; without one nothing is timed.
+    target; without one nothing is timed. original: the network before any step of the recipe.
     """
 
     seed: int = 0
@@ -99,3 +99,4 @@ class Run:
     folder: Path | None = None
     tensorboard: Path | None = None
     clock: Clock | None = None
+    original: Model | None = None

@@ -1,7 +1,9 @@
 """`lighten.load_data`: every data source becomes Data."""
 
 import difflib
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,24 @@ from torch import Tensor
 from lighten.core.data import Data, Split
 from lighten.core.errors import InputError
 from lighten.core.model import Model
+from lighten.core.run import Progress, Run, Silent
+from lighten.data.synthetic import load_synthetic, synthetic_count
 
 _READ = (
     "a folder of images or .wav files by class, recordings with transcripts, .npz, .csv, .jsonl, .txt, "
-    "package.module:callable, or batches in Python"
+    "package.module:callable, synthetic, or batches in Python"
 )
 
 
-def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: int = 0) -> Data:
+def load_data(
+    source: str | Path | Data | Iterable[Any], *, model: Model, seed: int = 0, progress: Progress | None = None
+) -> Data:
     """The examples behind `source`, prepared for `model`.
 
     Of a file or folder with one split only, 30 % (of each class) become the training split by `seed`; below ten examples there
     is none, and calibration uses the test inputs. So it is with batches from Python, which are never divided: give a tuple
-    (train, test). Raises InputError when nothing usable is there.
+    (train, test). "synthetic" and "synthetic:N" are made from the network itself, half to calibrate on, half to score on; that
+    takes long enough to show `progress`. Raises InputError when nothing usable is there.
     """
     if type(source) is Data:
         return source
@@ -30,6 +37,9 @@ def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: 
         from lighten.data.iterable import load_iterable
 
         return load_iterable(source, model=model)  # type: ignore[arg-type]
+    count = synthetic_count(source)
+    if count is not None:
+        return load_synthetic(model, count, run=Run(seed, progress=progress or Silent()))
     path = Path(source)
     if model.origin.task == "speech-recognition" and path.exists():
         return _speech(path, model, seed)
@@ -38,6 +48,25 @@ def load_data(source: str | Path | Data | Iterable[Any], *, model: Model, seed: 
     if not path.exists():
         raise _missing(path)
     return _from_folder(path, model, seed) if path.is_dir() else _from_file(path, model, seed)
+
+
+def calibrated_on(
+    data: Data, source: str | Path | Data | Iterable[Any], *, model: Model, seed: int = 0, progress: Progress | None = None
+) -> Data:
+    """The data with a training split from elsewhere: that of `source`, or all of it where it has one split or is synthetic.
+
+    Raises InputError as `load_data` does, and where a probe, which is fitted to the training split's labels, would have none.
+    """
+    if data.metric == "probe":
+        raise InputError("A probe is fitted to the training examples' labels; it cannot be calibrated on other data.")
+    count = synthetic_count(source)
+    if count is not None:
+        other = load_synthetic(model, count, run=Run(seed, progress=progress or Silent()), is_divided=False)
+    else:
+        other = load_data(source, model=model, seed=seed)
+    digest = other.digest or hashlib.sha256(other.source.encode()).hexdigest()
+    notes = other.notes if count is not None else (f"Calibrated on {other.source}.",)
+    return replace(data, train=other.calibration, calibration_digest=digest, notes=(*data.notes, *notes))
 
 
 def require_labels(data: Data, source: object) -> Data:

@@ -1,7 +1,8 @@
 """The steps of a recipe that give another network, one after the other.
 
 Each has a folder of its own for what it finished, under the identity of everything before it: a run that is started again
-repeats no step, and a training goes on at its last epoch. What comes after a step may change without a loss.
+repeats no step, and a training goes on at its last epoch. What comes after a step may change without a loss. After each step
+the zeros of a sparse network are compared with those before it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from lighten.core.model import Model
 from lighten.core.run import Run, Stopped
 from lighten.engine.memory import FolderMemory
 from lighten.engine.structure import from_structure, to_structure
+from lighten.engine.zeros import check_pattern, check_zeros, zeros_of
 
 
 def rewritten(
@@ -32,13 +34,31 @@ def rewritten(
     for number, step in enumerate(steps, 1):
         name = f"{number}-{step.card.name}"
         own = replace(run, folder=_inside(run.folder, name), tensorboard=_inside(run.tensorboard, name))
-        known = {**identity, "steps": [repr(step) for step in steps[:number]]}
+        known = {**identity, "steps": [identity_of(step) for step in steps[:number]]}
         run.progress.say(f"{step.card.title} ...")
         try:
-            model = _once(model, own, known, partial(step.rewrite, model, data=data, pins=pins))
+            made, is_stopped = _once(model, own, known, partial(step.rewrite, model, data=data, pins=pins)), False
         except Stopped as stop:
-            return stop.result, True
+            made, is_stopped = stop.result, True
+        model = _with_its_zeros(model, made, step.card.name)
+        if is_stopped:
+            return model, True
     return model, False
+
+
+def _with_its_zeros(before: Model, after: Model, step: str) -> Model:
+    """`after`, whose tensors are named as those of `before`, with its zeros checked. A tensor that is gone is not sparse."""
+    zeros = zeros_of(after.module, after.sparse)
+    known = zeros_of(before.module, before.sparse)
+    check_zeros(known, {name: found for name, found in zeros.items() if name in known}, step=step)
+    check_pattern(zeros, after.sparse, step=step)
+    return replace(after, sparse={name: pattern for name, pattern in after.sparse.items() if name in zeros})
+
+
+def identity_of(step: Any) -> str:
+    """What decides, with its input, what a step gives: its knobs, and the content of the files that they name."""
+    outside: Callable[[], str] | None = getattr(step, "outside", None)
+    return repr(step) if outside is None else f"{step!r} {outside()}"
 
 
 def _once(model: Model, run: Run, identity: Mapping[str, Any], step: Callable[..., Model]) -> Model:

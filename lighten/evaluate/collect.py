@@ -51,15 +51,15 @@ def collect(runner: Runner, split: Split, *, how: Pass, what: str) -> Prediction
 def collect_pair(original: Runner, compressed: Runner, *, split: Split, how: Pass, what: str) -> Pair:
     """Both networks batch by batch, and the mean KL divergence between them. Raises as `collect` does."""
     rows, other_rows = _Rows(how.task), _Rows(how.task)
-    divergence, num_terms = 0.0, 0
+    total, num_terms = 0.0, 0
     for batch in how.batches(split, what):
         logits, other_logits = outputs(original, batch)[0], outputs(compressed, batch)[0]
         rows.add(logits, batch, split=split, what=f"{what}, original")
         other_rows.add(other_logits, batch, split=split, what=f"{what}, compressed")
-        batch_divergence, batch_terms = _divergence(logits, other_logits, batch=batch, task=how.task)
-        divergence, num_terms = divergence + batch_divergence, num_terms + batch_terms
+        batch_divergence, batch_terms = divergence(logits, other_logits, batch=batch, task=how.task)
+        total, num_terms = total + batch_divergence, num_terms + batch_terms
     first = rows.predictions()
-    return Pair(first, other_rows.predictions(), divergence / num_terms if num_terms else None)
+    return Pair(first, other_rows.predictions(), total / num_terms if num_terms else None)
 
 
 def outputs(runner: Runner, batch: Batch) -> tuple[Tensor, ...]:
@@ -193,7 +193,7 @@ _READINGS: dict[str, Reading] = {
 }
 
 
-def _divergence(logits: Tensor, other_logits: Tensor, *, batch: Batch, task: str) -> tuple[float, int]:
+def divergence(logits: Tensor, other_logits: Tensor, *, batch: Batch, task: str) -> tuple[float, int]:
     """KL(original || compressed) summed, and the number of terms; (0.0, 0) for tasks without classes."""
     if task == "language-model":
         scored_BT = _scored_BT(batch)

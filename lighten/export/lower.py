@@ -20,6 +20,8 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from torch import Tensor, fx
 
 from lighten.analyze.trace import set_tensor, tensor_of
+from lighten.export import packed
+from lighten.export.packed import pack_weights
 
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
@@ -36,6 +38,7 @@ _CLIPS: dict[Any, tuple[float | None, float | None]] = {
 
 def lower(module: fx.GraphModule) -> fx.GraphModule:
     """The same function in ONNX's terms; changes `module` in place and returns it."""
+    pack_weights(module)
     for node in list(module.graph.nodes):
         if node.target is quantized.quantize_per_tensor.default and node.args[4] < _MOST_CODE:
             _clip_codes(module, node)
@@ -57,12 +60,13 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
 
 def _clip_codes(module: fx.GraphModule, node: fx.Node) -> None:
     """round, clip to [0, 255], clip to [0, high]: in this order, as one node cannot say it."""
-    value, scale, zero, low, high, dtype = node.args
+    arguments: Any = node.args
+    value, scale, zero, low, high, dtype = arguments
     readers = list(node.users)
     with module.graph.inserting_after(node):
         clipped = module.graph.call_function(aten.clamp.default, (node, low, high))
-    if len(value.users) == 1 and _clips_no_more(value, low=-zero * scale, high=(high - zero) * scale):  # type: ignore[union-attr, operator]
-        value = value.args[0]  # type: ignore[union-attr]
+    if len(value.users) == 1 and _clips_no_more(value, low=-zero * scale, high=(high - zero) * scale):
+        value = value.args[0]
     for reader in (node, *readers):
         first = value if reader is node else clipped
         reader.args = (first, scale, zero, 0, _MOST_CODE, dtype)
@@ -74,9 +78,9 @@ def _clips_no_more(value: fx.Node, *, low: float, high: float) -> bool:
     """
     if value.target not in _CLIPS:
         return False
-    bounds = [*value.args[1:3], *_CLIPS[value.target][len(value.args) - 1 :]]
+    bounds: list[Any] = [*value.args[1:3], *_CLIPS[value.target][len(value.args) - 1 :]]
     least, most = (default if given is None else given for given, default in zip(bounds, (-math.inf, math.inf), strict=True))
-    return least <= low and high <= most * (1 + _ROUNDING)
+    return bool(least <= low and high <= most * (1 + _ROUNDING))
 
 
 def translations() -> dict[Callable[..., Any], Any]:
@@ -92,6 +96,7 @@ def translations() -> dict[Callable[..., Any], Any]:
         return op.GlobalAveragePool(x)
 
     return {
+        **packed.translations(),
         torch.ops.lighten.dynamic_linear.default: dynamic_linear,
         torch.ops.lighten.global_average.default: global_average,
     }

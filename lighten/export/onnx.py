@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20
-_INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QMoE", "MatMulNBits")
+_INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QMoE")
+_PACKED = {"MatMulNBits": "MatMul", "GatherBlockQuantized": "Gather"}
 _UINT8 = 2  # TensorProto.UINT8
 _WITHOUT_WORK = ("QuantizeLinear", "DequantizeLinear", "Constant")
 
@@ -56,7 +57,7 @@ class OnnxExporter:
 
     def weight_widths(self) -> tuple[int, ...]:
         """ONNX has integers of 8, 4 and 2 bits; codes of 3 bits take 4."""
-        return FULL_BITS, 4, 2
+        return 8, 4, 2
 
     def exact_weight_bits(self) -> int:
         """7 where a product of uint8 and int8 saturates, else 8."""
@@ -110,20 +111,23 @@ class OnnxSession:
 
 
 def _write(module: nn.Module, model: Model, path: Path) -> Export:
-    from lighten.export.narrow import narrow_codes
+    from lighten.export.narrow import narrow_codes, narrow_floats
+    from lighten.export.packed import expand_tables, read_packed
     from lighten.export.saturation import make_exact, saturates
     from lighten.export.tidy import drop_unused, name_outputs, tidy
 
     proto = _convert(module, model)
+    expand_tables(proto)
     name_outputs(proto.graph, model.output_names)
     tidy(proto)
     if saturates():
         make_exact(proto)
         drop_unused(proto.graph)
     narrow_codes(proto)
+    narrow_floats(proto)
     data = proto.SerializeToString()
     write_atomic(path, data)
-    return Export(path, len(data), hashlib.sha256(data).hexdigest())
+    return Export(path, len(data), hashlib.sha256(data).hexdigest(), read_packed(proto))
 
 
 def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
@@ -173,13 +177,19 @@ def _count(proto: "onnx.ModelProto") -> dict[str, int]:
     counts: Counter[str] = Counter()
     codes = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == _UINT8}
     for node in proto.graph.node:
-        if node.op_type not in _WITHOUT_WORK:
+        if node.op_type in _PACKED:
+            counts[f"{_PACKED[node.op_type]}:int{_bits(node)}"] += 1
+        elif node.op_type not in _WITHOUT_WORK:
             is_on_codes = node.op_type == "Clip" and node.input[-1] in codes
             is_integer = is_on_codes or node.op_type.startswith(_INTEGER)
             counts[f"{_plain(node.op_type)}:{'int8' if is_integer else 'fp32'}"] += 1
         else:
             counts[node.op_type] += 1
     return dict(sorted(counts.items()))
+
+
+def _bits(node: "onnx.NodeProto") -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "bits"), 4)
 
 
 def _plain(op_type: str) -> str:

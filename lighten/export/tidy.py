@@ -96,7 +96,13 @@ def fold_stored_weights(graph: "GraphProto") -> None:
         name, scale_name = node.output[0], f"{node.output[0]}_scale"
         graph.initializer.append(numpy_helper.from_array(scale.reshape(shape).astype(np.float32), scale_name))
         nodes.append(helper.make_node("Cast", [node.input[0]], [f"{name}_float"], f"{name}_cast", to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [f"{name}_float", scale_name], [name], f"{name}_scaled"))
+        zero = _zero_points(node, producers, constants)
+        if zero.any():
+            graph.initializer.append(numpy_helper.from_array(zero.reshape(shape), f"{name}_zero"))
+            nodes.append(helper.make_node("Cast", [f"{name}_zero"], [f"{name}_zero_float"], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Sub", [f"{name}_float", f"{name}_zero_float"], [f"{name}_steps"]))
+        steps = f"{name}_steps" if zero.any() else f"{name}_float"
+        nodes.append(helper.make_node("Mul", [steps, scale_name], [name], f"{name}_scaled"))
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -152,6 +158,14 @@ def _index(
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     return producers, readers, constants
+
+
+def _zero_points(node: "NodeProto", producers: dict[str, "NodeProto"], constants: dict[str, np.ndarray]) -> np.ndarray:
+    """Of a DequantizeLinear, int8; the exporter leaves the Cast of many of them in place."""
+    name = node.input[2] if len(node.input) > 2 else ""
+    while name in producers and name not in constants:
+        name = producers[name].input[0]
+    return constants[name].astype(np.int8) if name else np.zeros(1, np.int8)
 
 
 def _attribute(node: "NodeProto", name: str) -> "int | bytes | list[int] | None":

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from lighten.ops.packing import packed_bytes
+from lighten.ops.ranges import entropy_rows, percentile_rows
 
 SMALLEST_SCALE = 2.0**-120
 """Below this, a float32 scale's reciprocal is no longer finite in the runtimes."""
 
 PER = ("channel", "tensor")
-WEIGHT_RANGES = ("minmax", "mse")
+WEIGHT_RANGES = ("minmax", "percentile", "entropy", "mse")
 _COARSE = tuple(0.02 ** (index / 15) for index in range(1, 16))
 _FINE = (0.88, 0.94, 1.06, 1.14)
 _TURNS = 4
@@ -91,8 +92,9 @@ def fit(
     bits: 1 to 8; codes are -2^(bits-1) .. 2^(bits-1) - 1. group: columns that share a scale. symmetric: zero points are 0, and
     8 bits leave out -128, so that two int8 products sum within the kernels' 16 bits (arXiv:1712.05877, appendix B).
     per: "channel" (a scale or more for each row) or "tensor". ranges: "minmax" covers all values, with an error of scale / 2 at
-    most; "mse" clips where that lowers the squared error of a scale's values, to the least one where a tensor is small enough
-    (depthwise kernels, above all), else within a few percent, and never above that of "minmax".
+    most; "percentile" 99.9 % of them; "entropy" clips to the least divergence of distributions (ops.ranges); "mse" clips where
+    that lowers the squared error of a scale's values, to the least one where a tensor is small enough (depthwise kernels, above
+    all), else within a few percent, and never above that of "minmax".
     bits=1 is {-s, s} with s = mean |w|, the least squared error (XNOR-Net, arXiv:1603.05279, equation 6), by any ranges.
     Raises ValueError when the columns do not split into groups, or on a knob that is not one of these.
     """
@@ -107,7 +109,7 @@ def fit(
     else:
         low = -127 if symmetric and bits == 8 else -(2 ** (bits - 1))
         levels = _Levels(low, 2 ** (bits - 1) - 1, symmetric)
-        found = _least_squares(values_RM, levels) if ranges == "mse" else _between(*_ends(values_RM), levels)
+        found = _found(values_RM, levels, ranges)
     return _shaped(found, levels, rows=1 if per == "tensor" else len(w_OK), group=group)
 
 
@@ -215,6 +217,17 @@ def _between(lowest_R1: Tensor, highest_R1: Tensor, levels: _Levels) -> _Steps:
         return _Steps(scale_R1, torch.zeros_like(scale_R1))
     scale_R1 = ((highest_R1 - lowest_R1) / (high - low)).clamp_min(SMALLEST_SCALE)
     return _Steps(scale_R1, (low - lowest_R1 / scale_R1).round().clamp(low, high))
+
+
+def _found(values_RM: Tensor, levels: _Levels, ranges: str) -> _Steps:
+    if ranges == "mse":
+        return _least_squares(values_RM, levels)
+    ends = _ends(values_RM)
+    if ranges == "percentile":
+        ends = percentile_rows(values_RM, *ends, symmetric=levels.symmetric)
+    elif ranges == "entropy":
+        ends = entropy_rows(values_RM, *ends, levels=levels.high - levels.low + 1)
+    return _between(*ends, levels)
 
 
 def _least_squares(values_RM: Tensor, levels: _Levels) -> _Steps:

@@ -53,10 +53,10 @@ def test_the_snippet_runs(code, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
-def test_the_readme_has_a_snippet_and_four_commands():
+def test_the_readme_has_a_snippet_and_five_commands():
     text = README.read_text(encoding="utf-8")
     assert any(where.startswith("README.md") for where, _ in snippets())
-    assert {words[1] for words in commands(text)} == {"inspect", "compress", "compare", "verify"}
+    assert {words[1] for words in commands(text)} == {"inspect", "compress", "compare", "sensitivity", "verify"}
 
 
 @pytest.mark.skipif(not HAS_CLI, reason="the command line is not there")

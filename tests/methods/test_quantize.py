@@ -10,7 +10,7 @@ from lighten.analyze.trace import trace
 from lighten.core.errors import InputError, UnfitError
 from lighten.core.plan import Plan
 from lighten.core.run import Run
-from lighten.core.spec import Codebook, Float, Keep, Quant, Spec
+from lighten.core.spec import Keep, Quant, Spec
 from lighten.methods.quantize.integer import Quantize
 from lighten.ops.ranges import RANGES
 
@@ -124,7 +124,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [Quant(weights=1), Quant(activations=1), Quant(group=8), Quant(symmetric=False), Float("nf4"), Codebook(4)],
+    [Quant(weights=1), Quant(activations=1), Quant(group=8), Quant(symmetric=False)],
 )
 def test_what_int8_does_not_do_is_refused(spec: Spec) -> None:
     prepared = prepare(encoder(), sentences())

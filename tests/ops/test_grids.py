@@ -196,7 +196,7 @@ def test_stored_bytes_count_scales_and_zero_points() -> None:
         ({"bits": 4, "group": 7}, "64 columns do not split into groups of 7"),
         ({"bits": 4, "group": 8, "per": "tensor"}, "no groups"),
         ({"bits": 9}, "1 to 8 bits. Got 9"),
-        ({"bits": 4, "ranges": "best"}, "minmax, mse. Got 'best'"),
+        ({"bits": 4, "ranges": "best"}, "minmax, percentile, entropy, mse. Got 'best'"),
         ({"bits": 4, "per": "row"}, "channel, tensor. Got 'row'"),
     ],
 )

@@ -16,8 +16,10 @@ from torch import Tensor, fx
 from lighten.analyze.trace import set_tensor, tensor_of
 from lighten.core.graph import Site
 
-_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+_quantized = torch.ops.quantized_decomposed
+_QUANTIZE = (_quantized.quantize_per_tensor.default, _quantized.quantize_per_tensor.tensor)
+_DEQUANTIZE = (_quantized.dequantize_per_tensor.default, _quantized.dequantize_per_tensor.tensor)
+_MOST_CODE = 255
 CORRECTABLE = ("conv1d", "conv2d", "conv3d", "linear")
 
 
@@ -59,14 +61,25 @@ class _Corrector(fx.Interpreter):
 
 
 def fake_quantized(runner: fx.Interpreter, n: fx.Node) -> Any:
-    """What the node gives. Quantizing and dequantizing with fixed ranges are done at once, at the first of the two: the same
-    numbers, a third of the time.
+    """What the node gives. Quantizing and dequantizing are done at once, at the first of the two: the same numbers, a third of
+    the time. A dynamic range is each example's own, as it will be when they come one at a time.
     """
-    if n.target not in (_QUANTIZE, _DEQUANTIZE):
+    if n.target not in (*_QUANTIZE, *_DEQUANTIZE):
         return fx.Interpreter.run_node(runner, n)
     arguments: Any = runner.map_nodes_to_values(n.args, n)
     value: Tensor = arguments[0]
-    if n.target is _DEQUANTIZE:
+    if n.target in _DEQUANTIZE:
         return value
+    if n.target is _QUANTIZE[1]:
+        return _rounded_each(value)
     scale, zero, low, high = arguments[1:5]
     return torch.fake_quantize_per_tensor_affine(value, scale, zero, low, high)
+
+
+def _rounded_each(value: Tensor) -> Tensor:
+    """8 bits over the range of each example, zero exact."""
+    rows = value.flatten(1)
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    scale = ((high - low) / _MOST_CODE).clamp_min(torch.finfo(torch.float32).eps)
+    zero = (-low / scale).round().int()
+    return torch.fake_quantize_per_channel_affine(value, scale, zero, 0, 0, _MOST_CODE)

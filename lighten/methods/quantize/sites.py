@@ -4,6 +4,7 @@ A tensor is named by the graph node that makes it. Padding with zeros in front o
 every grid, so quantizing before the padding is the same, and runtimes can then fold the padding into the convolution.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,11 +12,13 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from lighten.analyze.trace import tensor_of
 from lighten.core.errors import UnfitError
 from lighten.core.graph import Graph, Site
 from lighten.core.plan import Plan
 from lighten.core.recipe import refuse_unknown
-from lighten.core.spec import Keep, Quant, Spec
+from lighten.core.spec import Codebook, Float, Keep, Quant, Spec
+from lighten.methods.quantize.stored import keeps
 
 aten = torch.ops.aten
 
@@ -48,12 +51,16 @@ def check(graph: Graph, plan: Plan) -> None:
     for name, spec in plan.items():
         refuse_unknown("site", name, by_name)
         _check_site(by_name[name], spec)
+        for weight in by_name[name].weights if type(spec) is not Keep else ():
+            _check_columns(by_name[name], tensor_of(graph.module, weight).shape, spec)
 
 
 def takes(site: Site, spec: Spec) -> bool:
     """True when the site's kind can become `spec`."""
     if type(spec) is Keep:
         return True
+    if keeps(spec):
+        return site.kind in WEIGHTS_ONLY and bool(site.weights)
     if type(spec) is not Quant or not _is_computable(spec, site):
         return False
     if spec.activations is None:
@@ -67,7 +74,7 @@ def takes(site: Site, spec: Spec) -> bool:
 
 def _is_computable(spec: Quant, site: Site) -> bool:
     """What this method computes: a scale a row, no zero points in weights; few bits in linear layers and convolutions alone."""
-    bits = (None, 7, 8) if site.kind not in FEW_BITS else (None, *range(2, 9))
+    bits = (None, 7, 8) if site.kind not in (*FEW_BITS, "embedding") else (None, *range(2, 9))
     levels = (None, 8) if site.kind not in FEW_BITS or spec.dynamic else (None, *range(2, 9))
     return spec.weights in bits and spec.activations in levels and spec.group is None and spec.symmetric
 
@@ -135,3 +142,16 @@ def _check_site(site: Site, spec: Spec) -> None:
         f"{site.name} ({site.kind}) cannot become {spec}.",
         hint=f"It can be kept{''.join(f', or int8 ({name})' for name in able)}; weightless sites take weights=None.",
     )
+
+
+def _check_columns(site: Site, shape: Sequence[int], spec: Spec) -> None:
+    """Raises UnfitError where a weight does not split into the groups, blocks or parts of its spec."""
+    rows = shape[1 if site.kind.startswith("conv_transpose") else 0]
+    columns = math.prod(shape) // rows
+    size = spec.group if type(spec) is Quant else spec.block if type(spec) is Float else None
+    if size is not None and columns % size:
+        hint = f"Groups of {math.gcd(columns, size)} fit; or pin the layer: sites: {{{site.name}: keep}}."
+        raise UnfitError(f"{site.name}: {columns} columns do not split into groups of {size}.", hint=hint)
+    if type(spec) is Codebook and (rows % (spec.rows or rows) or columns % (spec.columns or columns)):
+        asked = f"{spec.rows or rows} x {spec.columns or columns}"
+        raise UnfitError(f"{site.name}: {rows} x {columns} weights do not split into parts of {asked}.")

@@ -13,6 +13,7 @@ from lighten.core.graph import Graph, Site
 from lighten.core.plan import Plan
 from lighten.core.spec import Quant
 from lighten.methods.quantize.annotate import Rows, write_rows
+from lighten.methods.quantize.stored import keeps
 
 aten = torch.ops.aten
 
@@ -22,7 +23,7 @@ def store(module: fx.GraphModule, graph: Graph, plan: Plan, *, rows: Mapping[str
     nodes = {node.name: node for node in module.graph.nodes}
     for site in graph.sites:
         spec = plan.spec(site.name)
-        if type(spec) is Quant and spec.activations is None:
+        if type(spec) is Quant and spec.activations is None and not keeps(spec):
             _store_site(module, nodes[site.node], site, rows)
     module.graph.eliminate_dead_code()
     module.recompile()
