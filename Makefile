@@ -8,6 +8,8 @@ PIP_VERSION := 26.1.2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+# a process a core, each on one thread: small networks gain nothing from two
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all check format clean
@@ -16,10 +18,10 @@ demo: $(VENV)/.demo
 	$(RUN) examples/digits.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	$(RUN) -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

@@ -106,7 +106,7 @@ def test_a_tensor_is_found_in_damaged_neighbours_and_not_in_its_own_damaged_part
     data = archive.read_bytes()
     read = Archive(io.BytesIO(data))
     codes, dense = (
-        next(one.part for one in read.index.tensors if one.name == name and one.file == read.names.index("model.onnx"))
+        next(one.piece.part for one in read.index.tensors if one.name == name and one.file == read.names.index("model.onnx"))
         for name in ("codes", "dense")
     )
     place = read._starts[codes] + 5
@@ -207,7 +207,7 @@ def test_a_tensor_cannot_be_stated_larger_than_the_limit():
     index = b"".join(
         [
             *(varint(2), varint(0), varint(0), varint(0), varint(1), shape, varint(1)),
-            *(varint(1), varint(1), b"a", bytes(32), varint(1), varint(1), varint(2**40), varint(0)),
+            *(varint(1), varint(1), b"a", bytes(32), varint(1), varint(1), varint(0), varint(1), b"t", varint(0)),
         ]
     )
     squeezed = squeeze(index)

@@ -72,6 +72,23 @@ def test_every_score_keeps_the_budget_and_the_repair_helps(score: str) -> None:
     assert 0.3 * full < total(traced(repaired), model.example).macs <= 0.6 * full
 
 
+def test_norms_as_repair_takes_the_statistics_of_what_is_left_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 5, 3))
+    module, data = nn.Sequential(*layers, nn.Flatten()).eval(), images()
+    model = Model(module, (torch.zeros(2, 3, 16, 16),), Origin("module", "normed", dynamic=({0: "batch"},)))
+    renormed, bare = (
+        dict(Prune(ratio=0.5, repair=knob).rewrite(model, data=data, run=Run()).module.state_dict())
+        for knob in ("norms", False)
+    )
+    x = data.calibration.inputs[0]
+    kept = nn.functional.conv2d(torch.relu(nn.functional.conv2d(x, bare["0.weight"], bare["0.bias"])), bare["2.weight"])
+    mean = (kept + bare["2.bias"][:, None, None]).mean((0, 2, 3))
+    torch.testing.assert_close(renormed["3.running_mean"], mean, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(bare["3.running_mean"], mean, atol=1e-2)
+    assert all(torch.equal(renormed[name], bare[name]) for name in bare if "running" not in name)
+
+
 def test_parameters_are_a_budget_too() -> None:
     model = residual()
     smaller = Prune(params=0.5, round_to=1).rewrite(model, data=images(), run=Run())

@@ -12,6 +12,7 @@ from lighten.export.pack.tensors import Layout, layout_of
 
 DIGEST = 32
 MOST_ENTRIES = 1 << 20
+MOST_DIMS = 64
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next `size` bytes of a part; one that is used up begins again."""
+    """`size` bytes of a part from `start` on. Pieces of a part follow each other; one that is used up begins again."""
 
     part: int
     size: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,17 @@ class File:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file: in which part, from which byte of it on."""
+    """A piece that is a tensor of a file."""
 
     file: int
     name: str
-    part: int
-    start: int
+    piece: Piece
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Index:
-    """Part 0 is text and lies behind the index itself."""
+    """Part 0 is text and lies behind the index itself. tensors: one for each piece of a tensor's part, in their order."""
 
     parts: tuple[Part, ...]
     files: tuple[File, ...]
@@ -79,18 +80,26 @@ class Index:
         out.append(varint(len(self.files)))
         for file in self.files:
             out += [_name(file.name), file.digest, varint(len(file.pieces))]
-            out += [varint(number) for piece in file.pieces for number in (piece.part, piece.size)]
-        out.append(varint(len(self.tensors)))
+            out += [varint(number) for piece in file.pieces for number in (piece.part, self._told_size(piece))]
         for tensor in self.tensors:
-            out += [_name(tensor.name), varint(tensor.file), varint(tensor.part), varint(tensor.start), _shape(tensor.shape)]
+            same = tensor.shape == self.parts[tensor.piece.part].shape
+            out += [_name(tensor.name), varint(0) if same else _shape(tensor.shape, more=1)]
         return b"".join(out)
+
+    def _told_size(self, piece: Piece) -> int:
+        """0 for the whole part."""
+        return 0 if piece.size == self.parts[piece.part].size else piece.size
 
 
 def read_index(data: bytes) -> tuple[Index, int]:
     """The index and the place behind it. Raises InputError where it is malformed or contradicts itself."""
     reader = _Reader(data)
-    index = Index(tuple(reader.parts()), tuple(reader.files()), tuple(reader.tensors()))
-    _check(index)
+    parts = reader.parts()
+    if not parts or parts[0].kind is not None:
+        raise corrupt("its first part is no text")
+    files = reader.files(parts)
+    index = Index(tuple(parts), tuple(files), tuple(reader.tensors(parts, files)))
+    _check_names(index)
     return index, reader.place
 
 
@@ -101,15 +110,41 @@ class _Reader:
     def parts(self) -> list[Part]:
         return [self._part() for _ in range(self._count())]
 
-    def files(self) -> list[File]:
-        return [self._file() for _ in range(self._count())]
-
-    def tensors(self) -> list[Tensor]:
+    def files(self, parts: list[Part]) -> list[File]:
+        used: dict[int, int] = {}
         found = []
         for _ in range(self._count()):
-            name = self._name()
-            found.append(Tensor(self._number(), name, self._number(), self._number(), self._shape()))
+            name, digest = self._name(), self._bytes(DIGEST)
+            found.append(File(name, digest, tuple(self._piece(parts, used) for _ in range(self._count()))))
         return found
+
+    def tensors(self, parts: list[Part], files: list[File]) -> list[Tensor]:
+        found = []
+        for number, file in enumerate(files):
+            for piece in file.pieces:
+                kind = parts[piece.part].kind
+                if kind is not None:
+                    found.append(self._tensor(number, piece, parts[piece.part]))
+        return found
+
+    def _tensor(self, file: int, piece: Piece, part: Part) -> Tensor:
+        name, num_dims = self._name(), self._number()
+        shape = part.shape if num_dims == 0 else self._dims(num_dims - 1)
+        if part.kind is None or layout_of(part.kind, shape).num_bytes != piece.size:
+            raise corrupt("a tensor has not its stated size")
+        return Tensor(file, name, piece, shape)
+
+    def _piece(self, parts: list[Part], used: dict[int, int]) -> Piece:
+        number, size = self._number(), self._number()
+        if number >= len(parts):
+            raise corrupt("a piece lies in no part")
+        whole = parts[number].size
+        start = used.get(number, 0) % max(whole, 1)
+        size = size or whole
+        if start + size > whole:
+            raise corrupt("a piece lies outside its part")
+        used[number] = start + size
+        return Piece(number, size, start)
 
     def _part(self) -> Part:
         kind = self._number()
@@ -119,10 +154,6 @@ class _Reader:
             raise corrupt("its elements are of an unknown type")
         shape = self._shape()
         return Part(layout_of(KINDS[kind - 1], shape).num_bytes, self._number(), KINDS[kind - 1], shape)
-
-    def _file(self) -> File:
-        name, digest = self._name(), self._bytes(DIGEST)
-        return File(name, digest, tuple(Piece(self._number(), self._number()) for _ in range(self._count())))
 
     def _number(self) -> int:
         value, self.place = read_varint(self._data, self.place)
@@ -135,7 +166,12 @@ class _Reader:
         return count
 
     def _shape(self) -> tuple[int, ...]:
-        shape = tuple(self._number() for _ in range(self._count()))
+        return self._dims(self._count())
+
+    def _dims(self, count: int) -> tuple[int, ...]:
+        if count > MOST_DIMS:
+            raise corrupt("a tensor has too many dimensions")
+        shape = tuple(self._number() for _ in range(count))
         size = 1
         for dim in shape:
             size *= max(dim, 1)
@@ -165,9 +201,7 @@ def safe_name(name: str) -> bool:
     return bool(parts) and plain and not special and not name.startswith("/") and "/".join(parts) == name
 
 
-def _check(index: Index) -> None:
-    if not index.parts or index.parts[0].kind is not None:
-        raise corrupt("its first part is no text")
+def _check_names(index: Index) -> None:
     names = [file.name for file in index.files]
     unsafe = next((name for name in names if not safe_name(name)), None)
     if unsafe is not None:
@@ -175,16 +209,6 @@ def _check(index: Index) -> None:
     # a file system may not tell names apart that differ in case
     if len({name.lower() for name in names}) != len(names):
         raise corrupt("a file is there twice")
-    for file in index.files:
-        for piece in file.pieces:
-            if piece.part >= len(index.parts) or not 0 < piece.size <= index.parts[piece.part].size:
-                raise corrupt("a piece lies outside its part")
-    for tensor in index.tensors:
-        part = index.parts[tensor.part] if tensor.part < len(index.parts) else index.parts[0]
-        if part.kind is None or tensor.file >= len(index.files):
-            raise corrupt("a tensor lies nowhere")
-        if tensor.start + layout_of(part.kind, tensor.shape).num_bytes > part.size:
-            raise corrupt("a tensor lies outside its part")
 
 
 def _name(name: str) -> bytes:
@@ -192,5 +216,5 @@ def _name(name: str) -> bytes:
     return varint(len(encoded)) + encoded
 
 
-def _shape(shape: tuple[int, ...]) -> bytes:
-    return b"".join(varint(number) for number in (len(shape), *shape))
+def _shape(shape: tuple[int, ...], *, more: int = 0) -> bytes:
+    return b"".join(varint(number) for number in (len(shape) + more, *shape))

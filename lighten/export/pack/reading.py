@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lighten.core.errors import InputError
 from lighten.export.pack.coder import corrupt
-from lighten.export.pack.index import DIGEST, File, Index, Part, read_index
+from lighten.export.pack.index import DIGEST, File, Index, Part, Piece, read_index
 from lighten.export.pack.index import Tensor as Entry
 from lighten.export.pack.kinds import Kind, elements
-from lighten.export.pack.tensors import decode, layout_of
+from lighten.export.pack.tensors import decode
 from lighten.export.pack.text import expand
 
 MAGIC = b"lighten\x01"
@@ -26,7 +26,6 @@ MOST_HEAD = 1 << 28
 MAX_SIZE = 4_000_000_000
 
 _CHUNK = 1 << 20
-_KEPT = 1 << 22  # a part that is used up in pieces stays in memory; a large tensor that is used whole does not
 
 
 class Archive:
@@ -83,14 +82,9 @@ class Archive:
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A file's content, in order. Raises InputError at the end at the latest, unless its sha256 is the index's."""
-        file, digest, used = self._named(name), hashlib.sha256(), self._used_before(name)
+        file, digest = self._named(name), hashlib.sha256()
         for piece in file.pieces:
-            size = self.index.parts[piece.part].size
-            start = used.get(piece.part, 0) % size
-            if start + piece.size > size:
-                raise corrupt("a piece lies outside its part")
-            chunk = self._part(piece.part, keep=piece.size < size)[start : start + piece.size]
-            used[piece.part] = start + piece.size
+            chunk = self._piece(piece)
             digest.update(chunk)
             yield chunk
         if digest.digest() != file.digest:
@@ -104,11 +98,7 @@ class Archive:
         entry = next((one for one in self.index.tensors if one.name == name and file in (None, self._file_name(one))), None)
         if entry is None:
             raise InputError(f"The archive holds no tensor {name}.", hint="Archive.tensors lists them.")
-        part = self.index.parts[entry.part]
-        kind = part.layout.kind
-        layout = layout_of(kind, entry.shape)
-        data = self._part(entry.part, keep=part.size < _KEPT)[entry.start : entry.start + layout.num_bytes]
-        return _as_torch(data, kind, entry.shape)
+        return _as_torch(self._piece(entry.piece), self.index.parts[entry.piece.part].layout.kind, entry.shape)
 
     def _file_name(self, entry: Entry) -> str:
         return self.index.files[entry.file].name
@@ -119,15 +109,12 @@ class Archive:
             raise InputError(f"The archive holds no file {name}.", hint=f"It holds {', '.join(self.names)}.")
         return found
 
-    def _used_before(self, name: str) -> dict[int, int]:
-        """How much of each part the files before this one take."""
-        used: dict[int, int] = {}
-        for file in self.index.files[: self.names.index(name)]:
-            for piece in file.pieces:
-                used[piece.part] = used.get(piece.part, 0) % self.index.parts[piece.part].size + piece.size
-        return used
+    def _piece(self, piece: Piece) -> bytes:
+        keep = piece.size < self.index.parts[piece.part].size
+        return self._part(piece.part, keep=keep)[piece.start : piece.start + piece.size]
 
     def _part(self, number: int, *, keep: bool) -> bytes:
+        """keep: in memory, since other pieces of it will be asked for; a large tensor is used whole."""
         if number in self._parts:
             return self._parts[number]
         part = self.index.parts[number]

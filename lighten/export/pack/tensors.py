@@ -45,6 +45,13 @@ class Way:
     value_V: Array = field(default_factory=lambda: np.zeros(1, np.uint8))
     bits: float = 0.0
 
+    @property
+    def has_contexts(self) -> bool:
+        return any(one is not None and one.num_contexts > 1 for one in (self.mask, *self.streams))
+
+    def plain(self) -> "Way":
+        return replace(self, mask=Contexts(), streams=tuple(one and Contexts() for one in self.streams))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -80,7 +87,7 @@ def encode(data: bytes, layout: Layout) -> bytes:
     if len(pattern_N) > _EXACT:
         return _carry_out(pattern_N, layout, min(ways, key=lambda way: way.bits))
     near = [way for way in ways if way.bits <= least * _NEAR]
-    plain = [replace(way, mask=Contexts(), streams=tuple(one and Contexts() for one in way.streams)) for way in near]
+    plain = [way.plain() for way in near if way.has_contexts]
     return min([_raw(data), *(_carry_out(pattern_N, layout, way) for way in (*near, *plain))], key=len)
 
 

@@ -79,7 +79,7 @@ class _Split:
             pieces.append(self._tensor(span, data[span.start : span.start + span.size]))
             place = span.start + span.size
         rest = data[place:]
-        pieces += self._text(rest) if spans or len(rest) < _OWN_TEXT else [Piece(self._new(_Content(), rest), len(rest))]
+        pieces += self._text(rest) if spans or len(rest) < _OWN_TEXT else [Piece(self._new(_Content(), rest), len(rest), 0)]
         self._files.append(File(name, hashlib.sha256(data).digest(), tuple(pieces)))
 
     def archive(self) -> bytes:
@@ -91,7 +91,7 @@ class _Split:
         index = Index(
             (Part(self._contents[0].size, 0), *(part for part, _, _ in packed)),
             tuple(replace(file, pieces=_renumbered(file.pieces, renumbered)) for file in self._files),
-            tuple(replace(tensor, part=renumbered[tensor.part]) for tensor in self._tensors),
+            tuple(replace(tensor, piece=_renumbered((tensor.piece,), renumbered)[0]) for tensor in self._tensors),
         )
         head = index.to_bytes() + b"".join(self._contents[0].data)
         if len(head) > MOST_HEAD:
@@ -104,9 +104,7 @@ class _Split:
         return body + hashlib.sha256(body).digest()
 
     def _text(self, data: bytes) -> list[Piece]:
-        if data:
-            self._contents[0].append(data)
-        return [Piece(0, len(data))] if data else []
+        return [Piece(0, len(data), self._contents[0].append(data))] if data else []
 
     def _tensor(self, span: Span, data: bytes) -> Piece:
         layout = layout_of(span.kind, span.shape)
@@ -120,8 +118,9 @@ class _Split:
             if key not in self._known:
                 self._known[key] = self._new(_Content(span.kind, span.shape), data)
             part, start = self._known[key], 0
-        self._tensors.append(Tensor(len(self._files), span.name, part, start, span.shape))
-        return Piece(part, len(data))
+        piece = Piece(part, len(data), start)
+        self._tensors.append(Tensor(len(self._files), span.name, piece, span.shape))
+        return piece
 
     def _new(self, content: _Content, data: bytes) -> int:
         content.append(data)
@@ -140,4 +139,4 @@ class _Split:
 
 
 def _renumbered(pieces: tuple[Piece, ...], numbers: Mapping[int, int]) -> tuple[Piece, ...]:
-    return tuple(Piece(numbers[piece.part], piece.size) for piece in pieces)
+    return tuple(replace(piece, part=numbers[piece.part]) for piece in pieces)

@@ -25,7 +25,7 @@ from lighten.core.model import Model
 from lighten.core.run import Run
 from lighten.engine.losses import first_output
 from lighten.methods.prune.activations import one_batch
-from lighten.methods.prune.repair import repair
+from lighten.methods.prune.repair import NORMS, refresh_norms, repair
 from lighten.methods.prune.score import Evidence
 from lighten.ops.depth import block_influence, divergence, relative_error
 
@@ -41,7 +41,8 @@ _ROUNDING = 1e-9  # of budgets, which are products of fractions
 class Depth:
     """What is asked. unit: one of UNITS. measure: "macs", "params" or "bytes", of which `share` stays; or "ratio", the share of
     blocks that goes. share: in (0, 1). score: one of SCORES. least: fraction of the blocks that stays, in [0, 1).
-    samples: calibration examples. repair: refit the layers behind a removed block, and batch-norm means.
+    samples: calibration examples. repair: refit the layers behind a removed block, and batch-norm means; "norms" only takes
+    the statistics anew.
     """
 
     unit: str
@@ -50,7 +51,7 @@ class Depth:
     score: str = "removal"
     least: float = 0.1
     samples: int = 256
-    repair: bool = True
+    repair: bool | str = True
 
 
 def check_depth(asked: Depth, model: Model, graph: fx.GraphModule, *, pins: Sequence[str] = ()) -> None:
@@ -72,7 +73,9 @@ def drop_blocks(
     scorer = _SCORERS[asked.score](graph, budget.candidates, Evidence(data, asked.samples, run))
     gone, scores = _choose(budget, scorer)
     smaller = drop(graph, gone)
-    if asked.repair:
+    if asked.repair == NORMS:
+        refresh_norms(smaller, data, asked.samples, run)
+    elif asked.repair:
         inputs = one_batch(data, asked.samples).inputs
         stays = partial(kept_positions, couple(graph), {})
         repair(graph, smaller, stays, inputs=inputs, seed=run.seed, sparse=model.sparse)

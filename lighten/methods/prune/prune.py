@@ -28,7 +28,7 @@ from lighten.methods.prune.budget import RANKINGS, Choice, Terms
 from lighten.methods.prune.depth import SCORES as DEPTH_SCORES
 from lighten.methods.prune.depth import UNITS as DEPTH_UNITS
 from lighten.methods.prune.depth import Depth, check_depth, drop_blocks
-from lighten.methods.prune.repair import repair
+from lighten.methods.prune.repair import NORMS, refresh_norms, repair
 from lighten.methods.prune.schedule import SCHEDULES, Recovery, gradual, iterative
 from lighten.methods.prune.score import NEED_TARGETS, SCORES, Evidence, score_groups
 from lighten.methods.prune.timed import Bench, timed_terms
@@ -60,8 +60,8 @@ class Prune:
     of equal structure ("isomorphic", Fang et al. 2024, arXiv:2407.04616), or the same share goes from every group ("uniform").
     normalize: of scores between groups. round_to: kept counts are multiples of it where the group has more. least: fraction of
     a group that always stays, in [0, 1). only_faster: where there is a target to time on, cuts that do not make it faster are
-    not made. repair: least-squares update of the layers behind a cut, and of batch-norm means. samples: calibration
-    examples.
+    not made. repair: least-squares update of the layers behind a cut, and of batch-norm means; "norms" takes only the
+    batch norms' statistics anew, which costs one pass. samples: calibration examples.
     schedule: "one-shot", "iterative" (cuts in `rounds` steps with training between them) or "gradual" (training with a penalty
     on the channels that will go, then one cut). training: knobs of engine.schedule.Training, for these two.
     """
@@ -79,7 +79,7 @@ class Prune:
     round_to: int = 8
     least: float = 0.1
     only_faster: bool = True
-    repair: bool = True
+    repair: bool | str = True
     samples: int = 1_024
     schedule: str = "one-shot"
     rounds: int | None = None
@@ -108,6 +108,8 @@ class Prune:
             value = getattr(self, name)
             if not (value is None and name == "rounds") and not (_is_number(value) and type(value) is int and value >= fewest):
                 raise InputError(f"prune: {name} must be an integer >= {fewest}. Got {value!r}.")
+        if self.repair not in (True, False, NORMS):
+            raise InputError(f"prune: repair must be true, false or {NORMS}. Got {self.repair!r}.")
         if not _is_number(self.least) or not 0 <= self.least < 1:
             raise InputError(f"prune: least must be in [0, 1). Got {self.least!r}.")
         self._check_schedule()
@@ -252,7 +254,9 @@ class _Job:
         kept = self._select(graph, coupling, progress, self.run)
         smaller = cut(graph, coupling, kept)
         _refuse_broken(smaller, self.model)
-        if self.knobs.repair:
+        if self.knobs.repair == NORMS:
+            refresh_norms(smaller, self.data, self.knobs.samples, self.run)
+        elif self.knobs.repair:
             examples = one_batch(self.data, self.knobs.samples)
             stays = partial(kept_positions, coupling, kept)
             repair(graph, smaller, stays, inputs=examples.inputs, seed=self.run.seed, sparse=self.model.sparse)

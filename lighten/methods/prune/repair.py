@@ -21,7 +21,10 @@ from torch import Tensor, fx
 from lighten.analyze.flow import bound_arguments
 from lighten.analyze.rows import View, view_of
 from lighten.analyze.trace import tensor_of
+from lighten.core.data import Data
+from lighten.core.run import Run
 from lighten.engine.beside import Beside
+from lighten.engine.renorm import reestimate
 from lighten.ops.reconstruct import Affine, Goal, refit_chosen
 
 aten = torch.ops.aten
@@ -37,7 +40,18 @@ _UNBOUNDED = (float("-inf"), float("inf"))
 _BOUNDED = (aten.hardtanh.default, aten.hardtanh_.default)
 _HELD = 4  # one in so many rows, the last ones, so whole examples, chooses between ridges
 _FAINT = 1e-3  # of the median slope of a normalization
+NORMS = "norms"
+_NORM_BATCH = 128  # the statistics behind the first norm come nearer with larger batches
 _NOISE = 1e-11  # of the target's mean square: the rounding of float32
+
+
+def refresh_norms(smaller: fx.GraphModule, data: Data, samples: int, run: Run) -> None:
+    """All that `repair: norms` does, in place: batch norms take their statistics anew from calibration examples
+    (engine.renorm). A network without batch norms stays as it is.
+    """
+    count = min(samples, len(data.calibration))
+    batches = data.calibration.batches(_NORM_BATCH, count)
+    reestimate(smaller, batches, total=-(-count // _NORM_BATCH), progress=run.progress)
 
 
 @torch.no_grad()
