@@ -10,11 +10,10 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lighten.core.cost import Target
 from lighten.core.errors import InputError, UnfitError
@@ -22,6 +21,7 @@ from lighten.core.export import Export
 from lighten.core.method import Compressed
 from lighten.core.model import Model
 from lighten.engine.files import write_atomic
+from lighten.engine.onnx_session import OnnxSession
 from lighten.engine.quiet import quiet
 
 if TYPE_CHECKING:
@@ -83,33 +83,6 @@ class OnnxExporter:
             raise _no_room("it is full, or its limit on files is reached") from error
 
 
-class OnnxSession:
-    """A loaded file; callable with torch tensors in input order."""
-
-    def __init__(self, path: Path, threads: int, *, optimized: Path | None = None) -> None:
-        ort = _runtime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        if optimized is not None:
-            options.optimized_model_filepath = str(optimized)
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises types of its own, private ones among them
-            raise InputError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-        self.input_names = tuple(entry.name for entry in self._session.get_inputs())
-        self.output_names = tuple(entry.name for entry in self._session.get_outputs())
-
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Runs one batch; a tensor for one output, else a tuple."""
-        feed = {name: np.ascontiguousarray(value.numpy()) for name, value in zip(self.input_names, inputs, strict=True)}
-        try:
-            outputs = [torch.from_numpy(np.asarray(value)) for value in self._session.run(None, feed)]
-        except Exception as error:  # as above: the runtime's own exception types
-            raise InputError(f"ONNX Runtime refused the input: {str(error).splitlines()[0]}") from error
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
 def _write(module: nn.Module, model: Model, path: Path) -> Export:
     from lighten.export.narrow import narrow_codes, narrow_floats
     from lighten.export.packed import expand_tables, read_packed
@@ -157,14 +130,6 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
 def _no_room(why: str) -> InputError:
     folder = tempfile.tempdir or os.environ.get("TMPDIR") or "the folder for temporary files"
     return InputError(f"Cannot write to {folder}: {why}.", hint="Free some space, or set TMPDIR to another folder.")
-
-
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError("ONNX Runtime is not installed.", hint="pip install onnxruntime") from error
-    return onnxruntime
 
 
 def _load(path: Path) -> "onnx.ModelProto":

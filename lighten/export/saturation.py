@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lighten.engine.onnx_session import onnx_runtime
+
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
@@ -22,8 +24,9 @@ _SIZE = 64
 @cache
 def saturates() -> bool:
     """True when ONNX Runtime's product of uint8 and int8 loses sums on this machine."""
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
+
+    onnxruntime = onnx_runtime()
 
     codes_KO = np.full((_SIZE, _SIZE), 127, np.int8)
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])

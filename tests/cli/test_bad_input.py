@@ -66,7 +66,7 @@ LONG = "a" * 300
 RECIPES = {
     "key": "stps: [quantize]",
     "method": "steps: [quantise]",
-    "planned": "steps: [{distill: {epochs: 5}}]",
+    "planned": "steps: [{factor: {rank: 5}}]",
     "knob": "steps: [{quantize: {bts: 8}}]",
     "value": "steps: [{quantize: {bits: 3}}]",
     "two": "steps: [quantize, quantize]",
@@ -194,7 +194,7 @@ def test_data_that_cannot_be_used(compress, data, said):
     [
         ("key", "Unknown recipe key 'stps'. Did you mean 'steps'?"),
         ("method", "Unknown method 'quantise'. Did you mean 'quantize'?"),
-        ("planned", "The method 'distill' is not available in this version. Available: finetune, keep, prune, quantize."),
+        ("planned", "The method 'factor' is not available in this version. Available: distill, finetune, keep, prune, qat"),
         ("knob", "Unknown knob of quantize 'bts'. Did you mean 'bits'?"),
         ("value", "bits must be one of"),
         ("two", "quantize must be the last step"),

@@ -20,7 +20,7 @@ from lighten.export.pack.writing import archive_of
 pytest.importorskip("constriction")
 
 # a fixed seed: a red run can be run again
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 SHAPES = st.sampled_from([(5,), (30, 20), (8, 4, 3, 3), (0,)])
 EDITS = st.lists(st.tuples(st.integers(0, 2**31), st.integers(0, 255)), min_size=1, max_size=4)
 

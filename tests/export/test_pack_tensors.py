@@ -7,7 +7,7 @@ from lighten.core.errors import InputError
 from lighten.export.pack.coder import Decoder, Encoder, bits_each, read_varint, uniform, varint
 from lighten.export.pack.kinds import KINDS, element_bytes, elements
 from lighten.export.pack.tables import code_table
-from lighten.export.pack.tensors import decode, encode, layout_of
+from lighten.export.pack.tensors import _ways, decode, encode, layout_of
 
 pytest.importorskip("constriction")
 
@@ -188,3 +188,11 @@ def test_narrow_integers_lie_as_in_onnx():
 def test_a_part_that_no_encoder_wrote_is_refused(part):
     with pytest.raises(InputError, match="damaged"):
         decode(part, layout_of(BY_NAME["int8"], (1000,)))
+
+
+def test_noise_in_a_large_tensor_is_not_taken_for_structure():
+    weight = np.random.default_rng(0).normal(size=(1500, 1500)).astype(np.float32)
+    kind = BY_NAME["float32"]
+    (way,) = _ways(elements(weight.tobytes(), kind, weight.size), layout_of(kind, weight.shape))
+    assert way.streams[:2] == (None, None)  # the low bytes of the mantissa stay raw
+    assert not way.has_contexts

@@ -5,6 +5,7 @@ Large tensors are judged by a sample: 2^19 symbols say enough about frequencies.
 Dimension key: as streams.py; S sampled symbols, X indices of one axis, K classes of one axis, M contexts of the other axes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ _GROUP_SAMPLE = 1 << 18
 _WORTH_BITS = 16.0  # a choice that saves less only costs time
 _CLASS_COUNTS = (2, 4, 8)
 _ROUNDS = 3
+_MOST_LETTERS = 32
 _MOST_COUNTS = 1 << 23  # cells of a count, 32 MB
 _QUANTILES = (3, 7)  # numbers of thresholds that are tried
 _GROUP_SIZES = (4, 8, 16)
@@ -129,6 +131,11 @@ class _Placed:
         self.symbol_S, self.weight = sample.symbol_S, sample.weight
         self._state_S, self._dims, self._letters = sample.state_S, dims, letters
         self._index_3S = np.unravel_index(sample.place_S, dims)
+        # classes of many letters are found by how far these lie from zero, half an octave apart: an eighth of the counting
+        distance_A = np.abs(np.arange(letters.count) - letters.zero)
+        level_A = np.floor(2 * np.log2(1 + distance_A)).astype(np.int64) if letters.count > _MOST_LETTERS else None
+        self._level_S = sample.symbol_S if level_A is None else level_A[sample.symbol_S]
+        self._levels = letters if level_A is None else Letters(int(level_A.max()) + 1)
 
     def price(self, contexts: Contexts) -> float:
         """Bits of the whole stream."""
@@ -141,12 +148,12 @@ class _Placed:
         counting would take too much memory.
         """
         others = replace(contexts, classes=_replaced(contexts, axis, np.zeros(1, np.int64)))
-        size, num_others, num_letters = self._dims[axis], others.num_contexts, self._letters.count
+        size, num_others, num_letters = self._dims[axis], others.num_contexts, self._levels.count
         if size * num_others * num_letters > _MOST_COUNTS:
             return None
         mixed_S = self._index_3S[axis] * np.int64(num_others) + self._context_S(others)
-        count_XMA = counted(self.symbol_S, mixed_S, (size * num_others, num_letters)).reshape(size, num_others, num_letters)
-        class_X = _cluster(count_XMA.astype(np.float32), num_classes, self._letters)
+        count_XMA = counted(self._level_S, mixed_S, (size * num_others, num_letters)).reshape(size, num_others, num_letters)
+        class_X = _cluster(count_XMA.astype(np.float32), num_classes, self._levels)
         return None if class_X is None else replace(contexts, classes=_replaced(contexts, axis, class_X))
 
     def _context_S(self, contexts: Contexts) -> Array:
@@ -176,9 +183,14 @@ def _replaced(contexts: Contexts, axis: int, class_X: Array) -> tuple[Array, Arr
 
 
 def _price(count_CA: Array, weight: float) -> float:
-    """Bits of the symbols, and about those of the tables."""
+    """Bits of the symbols, and about those of the tables.
+
+    A sample looks cheaper under its own frequencies than all symbols do, by (letters - 1) / (2 ln 2) bits a context (Miller and
+    Madow): left out, noise would look like structure in a small sample.
+    """
+    flattered = float(np.count_nonzero(count_CA) - np.count_nonzero(count_CA.sum(1))) / (2 * math.log(2))
     tables = sum(table_bits(count_CA.shape[1], weight * float(total)) for total in count_CA.sum(1) if total)
-    return weight * _entropy(count_CA) + tables
+    return weight * _entropy(count_CA) + (weight - 1) * flattered + tables
 
 
 def _entropy(count: Array) -> float:

@@ -15,6 +15,7 @@ from lighten.core.errors import InputError, LightenError, UnfitError
 from lighten.core.model import Model
 from lighten.engine import checkpoint
 from lighten.engine.files import sha256_of
+from lighten.engine.onnx_session import OnnxSession
 
 ORIGINAL = "original"
 _TAKEN = '"original", a folder or package.module:callable that lighten.load reads, an .onnx file, or a list of these'
@@ -127,22 +128,15 @@ def _members(wanted: Any) -> tuple[list[Any], list[float]]:
 
 
 def _onnx(path: Path, threads: int) -> Callable[..., Tensor]:
-    """The file in ONNX Runtime. The exporters' session is no part of what a method may import."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises types of its own, private ones among them
-        raise InputError(f"ONNX Runtime cannot load the teacher {path}: {str(error).splitlines()[0]}") from error
-    names, first = [entry.name for entry in session.get_inputs()], session.get_outputs()[0].name
+    """The file in ONNX Runtime."""
+    session = OnnxSession(path, threads)
 
     def run(*inputs: Tensor) -> Tensor:
-        if len(inputs) != len(names):
-            raise InputError(f"The teacher {path} takes {len(names)} inputs, the data gives {len(inputs)}.")
-        feed = {name: value.cpu().contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run([first], feed)[0]).to(inputs[0].device)
+        if len(inputs) != len(session.input_names):
+            raise InputError(f"The teacher {path} takes {len(session.input_names)} inputs, the data gives {len(inputs)}.")
+        outputs = session(*(value.cpu() for value in inputs))
+        first = outputs if isinstance(outputs, Tensor) else outputs[0]
+        return first.to(inputs[0].device)
 
     return run
 

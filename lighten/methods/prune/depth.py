@@ -74,7 +74,7 @@ def drop_blocks(
     gone, scores = _choose(budget, scorer)
     smaller = drop(graph, gone)
     if asked.repair == NORMS:
-        refresh_norms(smaller, data, asked.samples, run)
+        refresh_norms(smaller, data, samples=asked.samples, run=run)
     elif asked.repair:
         inputs = one_batch(data, asked.samples).inputs
         stays = partial(kept_positions, couple(graph), {})

@@ -255,7 +255,7 @@ class _Job:
         smaller = cut(graph, coupling, kept)
         _refuse_broken(smaller, self.model)
         if self.knobs.repair == NORMS:
-            refresh_norms(smaller, self.data, self.knobs.samples, self.run)
+            refresh_norms(smaller, self.data, samples=self.knobs.samples, run=self.run)
         elif self.knobs.repair:
             examples = one_batch(self.data, self.knobs.samples)
             stays = partial(kept_positions, coupling, kept)

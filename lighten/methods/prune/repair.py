@@ -45,7 +45,7 @@ _NORM_BATCH = 128  # the statistics behind the first norm come nearer with large
 _NOISE = 1e-11  # of the target's mean square: the rounding of float32
 
 
-def refresh_norms(smaller: fx.GraphModule, data: Data, samples: int, run: Run) -> None:
+def refresh_norms(smaller: fx.GraphModule, data: Data, *, samples: int, run: Run) -> None:
     """All that `repair: norms` does, in place: batch norms take their statistics anew from calibration examples
     (engine.renorm). A network without batch norms stays as it is.
     """
