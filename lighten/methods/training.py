@@ -50,9 +50,17 @@ def task_loss(data: Data, *, label_smoothing: float = 0.0) -> Loss:
 
 
 def own_graph(model: Model) -> fx.GraphModule:
-    """The network as a graph on tensors of its own."""
+    """The network as a graph on tensors of its own, each node with what it gives (`meta["val"]`): a graph that was read back
+    from a folder is traced anew for that.
+    """
+    module = model.module
+    is_known = isinstance(module, fx.GraphModule) and all("val" in node.meta for node in module.graph.nodes if _gives(node))
     with quiet():
-        return copy.deepcopy(model.module) if isinstance(model.module, fx.GraphModule) else traced(model)
+        return copy.deepcopy(module) if isinstance(module, fx.GraphModule) and is_known else traced(model)
+
+
+def _gives(node: fx.Node) -> bool:
+    return node.op in ("get_attr", "call_function")
 
 
 def fit(

@@ -216,6 +216,12 @@ def test_a_last_step_that_fills_zeros_is_found_out(trained):
         require_zeros(filled, graph, step="keep")
 
 
+def test_it_takes_up_a_network_that_was_read_back_from_a_folder(trained, tmp_path):
+    steps = [Prune(ratio=0.2, round_to=1), Sparsify(ratio=0.5), Finetune(epochs=1)]
+    kept = rewritten(trained, steps, data=stripes(), run=Run(folder=tmp_path), pins=(), identity={})[0]
+    assert share(kept) == pytest.approx(0.5, abs=0.02)
+
+
 def test_channels_that_go_leave_slices_of_the_zeros(trained):
     steps = [Sparsify(ratio=0.8, samples=64), Prune(ratio=0.4, round_to=1, samples=64)]
     result = rewritten(trained, steps, data=stripes(), run=Run(), pins=(), identity={})[0]
