@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from lighten.analyze.reclass import Reclassed
 
 _FINAL_ROUNDS = 100
+_PARTS = ("weights", "activations")
 _CLOSE = 0.01
 _KEEPING = "Interrupted: keeping the best result so far."
 _FILES_KEPT = 5  # as many times the weights as unfinished work takes: the original, and a dozen trials of a quarter each
@@ -310,8 +311,8 @@ def _name(plan: Plan) -> str:
     dynamic = any(spec.dynamic for spec in quants)
     static = any(spec.activations is not None and not spec.dynamic for spec in quants)
     kind = "int8 dynamic" if dynamic else "int8" if static else "int8 weights"
-    fewest = min((spec.weights for spec in quants if spec.weights is not None), default=FULL_BITS)
-    return f"{kind}, {fewest}-bit weights" if fewest < FULL_BITS else kind
+    fewest = {part: min((getattr(spec, part) or FULL_BITS for spec in quants), default=FULL_BITS) for part in _PARTS}
+    return ", ".join([kind, *(f"{bits}-bit {part}" for part, bits in fewest.items() if bits < FULL_BITS)])
 
 
 def _num_outputs(graph: Graph) -> int | None:

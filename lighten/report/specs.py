@@ -21,7 +21,8 @@ def label(spec: Spec) -> str:
         groups = f" in groups of {spec.group}" if spec.group else ""
         return (few or "int8 weights") + groups + ("" if spec.symmetric else " with zero points")
     kind = "int8 dynamic" if spec.dynamic else "int8"
-    return f"{kind}, {few}" if few else kind
+    levels = f"{spec.activations}-bit activations" if spec.activations != _FULL_BITS else ""
+    return ", ".join(word for word in (kind, few, levels) if word)
 
 
 def stored_bits(spec: Spec) -> int:
