@@ -11,6 +11,7 @@ from lighten.core.errors import InputError, UnfitError
 from lighten.core.plan import Plan
 from lighten.core.run import Run
 from lighten.core.spec import Keep, Quant, Spec
+from lighten.methods.quantize.bias import fake_quantized
 from lighten.methods.quantize.integer import Quantize
 from lighten.ops.ranges import RANGES
 
@@ -82,6 +83,22 @@ def test_a_transformer_is_offered_dynamic_ranges_first() -> None:
     assert first["up"] == Quant(dynamic=True)
     assert first["table"] == Quant(activations=None)
     assert second["up"] == Quant()
+
+
+def test_codes_are_solved_on_inputs_that_are_rounded_over_the_range_of_each_example() -> None:
+    prepared = prepare(encoder(), sentences(), activations="dynamic")
+    graph = prepared.realize(prepared.proposals()[0], repair=False).graph
+    inputs = tuple(value[:4] for value in sentences().test.inputs)
+
+    class Solving(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            return fake_quantized(self, n)
+
+    with torch.no_grad():
+        one_at_a_time = torch.cat([graph(*(value[row : row + 1] for value in inputs)) for row in range(4)])
+        solving, together = Solving(graph).run(*inputs), graph(*inputs)
+    torch.testing.assert_close(solving, one_at_a_time, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together, one_at_a_time, rtol=1e-4, atol=1e-5)  # one range for all four
 
 
 def test_an_embedding_holds_codes_and_reads_only_the_rows_asked_for() -> None:
