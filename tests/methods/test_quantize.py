@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import encoder, frames, images, recurrent, residual, sentences
 
-from lighten.analyze.trace import trace
+from lighten.analyze.trace import tensor_of, trace
 from lighten.core.errors import InputError, UnfitError
 from lighten.core.plan import Plan
 from lighten.core.run import Run
@@ -72,9 +72,18 @@ def test_bias_correction_restores_the_channel_means() -> None:
         output = prepared.realize(prepared.proposals()[0]).graph(x)
         return float((output - model.module(x)).mean(0).abs().max())
 
-    # the mean is matched on these very inputs: what remains is float32 rounding
-    assert shift(True) < 1e-5
+    # the mean is matched on these very inputs: what remains is that biases are whole numbers of the accumulator's unit
     assert shift(False) > 10 * shift(True)
+
+
+def test_biases_are_whole_numbers_of_the_accumulators_unit() -> None:
+    prepared = prepare(residual(), images(), weights=2, activations=2)
+    graph = prepared.realize(prepared.proposals()[0]).graph
+    node = next(node for node in graph.graph.nodes if node.name == "conv2d_2")
+    unit_O = node.args[0].args[1] * tensor_of(graph, "project.weight_scale")
+    counts_O = tensor_of(graph, "project.bias").detach() / unit_O
+    torch.testing.assert_close(counts_O, counts_O.round(), rtol=0, atol=1e-4)
+    assert (counts_O.abs() > 0.5).any()
 
 
 def test_a_transformer_is_offered_dynamic_ranges_first() -> None:

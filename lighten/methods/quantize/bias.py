@@ -20,6 +20,8 @@ from lighten.core.graph import Site
 _quantized = torch.ops.quantized_decomposed
 _QUANTIZE = (_quantized.quantize_per_tensor.default, _quantized.quantize_per_tensor.tensor)
 _DEQUANTIZE = (_quantized.dequantize_per_tensor.default, _quantized.dequantize_per_tensor.tensor)
+_DEQUANTIZE_ROWS = _quantized.dequantize_per_channel.default
+_PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
 _MOST_CODE = 255
 CORRECTABLE = ("conv1d", "conv2d", "conv3d", "linear")
 
@@ -59,6 +61,31 @@ class _Corrector(fx.Interpreter):
         self.shifts[site.name] = shift_O
         shape = [-1] if site.kind == "linear" else [-1] + [1] * (result.dim() - 2)
         return result + shift_O.reshape(shape)
+
+
+@torch.no_grad()
+def round_biases(quantized: fx.GraphModule, sites: Mapping[str, Site]) -> None:
+    """Rounds biases, in place, to the accumulator's unit, input scale times weight scale: integer kernels add them as whole
+    numbers of it. With few bits the unit is coarse, and the file would depart from the torch graph.
+
+    sites: by node name. A linear layer's product of more than two dimensions adds its bias in float.
+    """
+    for node in quantized.graph.nodes:
+        site = sites.get(node.name)
+        if site is None or site.bias is None or (site.kind == "linear" and node.meta["val"].dim() > 2):
+            continue
+        source, weight, bias = _unpadded(node.args[0]), node.args[1], node.args[2]
+        if source.target is _DEQUANTIZE[0] and weight.target is _DEQUANTIZE_ROWS and len(bias.users) == 1:
+            unit_O = tensor_of(quantized, str(weight.args[1].target)) * source.args[1]
+            value_O = tensor_of(quantized, site.bias).detach()
+            set_tensor(quantized, site.bias, (value_O / unit_O).round() * unit_O)
+
+
+def _unpadded(node: fx.Node) -> Any:
+    """Zeros around a tensor are on its grid."""
+    while node.target in _PADS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def fake_quantized(runner: fx.Interpreter, n: fx.Node) -> Any:

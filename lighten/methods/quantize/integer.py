@@ -25,7 +25,7 @@ from lighten.core.run import Run
 from lighten.core.spec import Keep, Quant, Spec
 from lighten.engine.quiet import quiet
 from lighten.methods.quantize import annotate, sites, weights_only
-from lighten.methods.quantize.bias import CORRECTABLE, correct_biases
+from lighten.methods.quantize.bias import CORRECTABLE, correct_biases, round_biases
 from lighten.methods.quantize.equalization import equalized
 from lighten.methods.quantize.learned import Learned
 from lighten.methods.quantize.observe import (
@@ -223,6 +223,7 @@ class Calibrated:
         wanted = self.method.bias_correction
         if repair and (not _is_transformer(self.graph) if wanted is None else wanted):
             self._correct(module, plan, but=solved)
+        round_biases(module, {site.node: site for site in self.graph.sites if site.kind in CORRECTABLE})
         _make_contiguous(module)
         return Compressed(module, plan, self.model, errors)
 
