@@ -4,6 +4,7 @@ The gate is a parametrization of the weight, on for the time of the training. In
 the least worth are shut, the others as they are.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,7 @@ _OPEN = 2.0  # log alpha of a gate at first: open with a chance of 0.97
 _QUIET = -8.0  # log alpha of a weight's noise at first
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, ABC):
     """mask: of weights that are in; ones at first. is_fixed: whether the gate still moves."""
 
     mask: Tensor
@@ -33,9 +34,9 @@ class Gate(nn.Module):
         self.register_buffer("mask", torch.ones_like(weight))
         self.is_fixed = False
 
+    @abstractmethod
     def worth(self, weight: Tensor) -> Tensor:
         """Larger for weights that matter more; of any sign."""
-        raise NotImplementedError
 
     def penalty(self, weight: Tensor) -> Tensor:
         """What is to be small, summed over the weights."""
