@@ -34,12 +34,9 @@ def _rows(knobs: dict[str, Any]) -> tuple[Row, ...]:
         Row("alone", lambda epochs: Finetune(epochs=epochs, **knobs)),
         _taught("kd", knobs, temperature=4.0),
         _taught("kd at T=2", knobs, temperature=2.0),
-        _taught("dkd", knobs, loss="dkd", alpha=0.5, temperature=4.0, lr=knobs["lr"] / 2, clip_norm=5.0),
         _taught("dist", knobs, loss="dist", temperature=2.0),
-        _taught("kd at T=2 and fitnets", knobs, temperature=2.0, features="fitnets", beta=0.5),
-        _taught("kd at T=2 and attention maps", knobs, temperature=2.0, features="attention_maps", beta=10.0),
-        _taught("kd at T=2, shift and flip", knobs, temperature=2.0, augment=("shift", "flip")),
-        _taught("kd at T=2, shift, flip and mixup", knobs, temperature=2.0, augment=True),
+        _taught("kd, shift and flip", knobs, temperature=4.0, augment=("shift", "flip")),
+        _taught("alone, shift and flip", knobs, alpha=0.0, augment=("shift", "flip")),
     )
 
 

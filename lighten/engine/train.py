@@ -23,6 +23,7 @@ from lighten.core.errors import InputError, UnfitError
 from lighten.core.run import Run, Stopped
 from lighten.engine import checkpoint
 from lighten.engine.losses import Loss
+from lighten.engine.memory_format import channels_last
 from lighten.engine.modes import set_training
 from lighten.engine.scalars import Log, scalars
 from lighten.engine.schedule import Training, optimizer_for
@@ -86,6 +87,7 @@ def train(
     if training.patience is not None and extras.validate is None:
         raise InputError("patience needs a validation to watch.", hint="Pass validate, or leave patience out.")
     with torch_threads(run.threads), _own_randomness(module), torch.enable_grad(), ExitStack() as stack:
+        stack.enter_context(channels_last(module))
         fit = _Fit(module, Shuffled(split, training.batch_size), loss, training=training, run=run, extras=extras)
         fit.resume()
         stack.callback(fit.finish)
