@@ -57,11 +57,9 @@ def cases(head: str) -> dict[str, dict[str, Any] | None]:
         common = {**share, "allocation": "uniform", "dense": [head]}
         found[f"{name} magnitude"] = {**common, "score": "magnitude", "repair": False}
         found[f"{name} wanda"] = {**common, "score": "wanda", "repair": False}
-        found[f"{name} wanda, repaired"] = {**common, "score": "wanda"}
         found[f"{name} sparsegpt"] = {**common, "score": "sparsegpt", "repair": False}
         found[f"{name} sparsegpt, repaired"] = {**common, "score": "sparsegpt"}
         found[f"{name} obs, repaired"] = {**common, "score": "obs"}
-    found["50% obs, repaired, shares by sensitivity"] = {"ratio": 0.5, "dense": [head], "score": "obs"}
     return found
 
 
