@@ -47,9 +47,9 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP_INSTALL) --editable ".[all,demo]"
+	$(PIP_INSTALL) --editable ".[all]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP_INSTALL) --editable ".[all,dev]"
+	$(PIP_INSTALL) --editable ".[all,executorch,litert,dev]"
 	@touch $@

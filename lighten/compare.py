@@ -22,7 +22,7 @@ from lighten.evaluate.paired import compare as compare_predictions
 from lighten.evaluate.predictions import Pass, Predictions
 from lighten.evaluate.probe import collect_probe
 from lighten.read.source import load
-from lighten.result import MODEL_FILE
+from lighten.result import MANIFEST, exported_file, read_manifest
 
 Source = Model | nn.Module | str | Path
 
@@ -49,8 +49,8 @@ def compare(
 ) -> dict[str, Any]:
     """Scores, drop (positive when `second` is worse), its 95 % interval, flips and latency, as JSON data.
 
-    first, second: an .onnx file or a folder that lighten wrote (both run in ONNX Runtime), or anything `lighten.load` reads
-    (runs in torch). At least one must be more than an .onnx file, since the data is prepared for a model.
+    first, second: an exported file (.onnx, .xml) or a folder that lighten wrote (both run in their runtime), or anything
+    `lighten.load` reads (runs in torch). At least one must be more than a file, since the data is prepared for a model.
     metric: what is scored; what suits the data when None. Raises InputError as the readers do.
     """
     target, progress = target or Target(), progress or Silent()
@@ -82,17 +82,18 @@ def compare(
 
 def _open(source: Source, target: Target) -> _Side:
     path = Path(source) if isinstance(source, str | Path) else None
-    if path is not None and path.suffix == ".onnx":
+    if path is not None and path.suffix in catalog.SUFFIXES:
         return _file_side(path, None, target)
     model = load(source)
-    if path is not None and model.origin.kind == "saved" and (path / MODEL_FILE).is_file():
-        return _file_side(path / MODEL_FILE, model, target)
+    if path is not None and model.origin.kind == "saved" and (path / MANIFEST).is_file():
+        return _file_side(exported_file(path, read_manifest(path)), model, target)
     return _Side(model.origin.source, model.module, model, "torch", None)
 
 
 def _file_side(file: Path, model: Model | None, target: Target) -> _Side:
     if not file.is_file():
         raise InputError(f"{file} does not exist.")
+    target = replace(target, runtime=catalog.SUFFIXES[file.suffix])
     session = catalog.exporter(target.runtime).open(file, target)
     return _Side(str(file), session, model, target.runtime, file.stat().st_size)
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,33 +15,37 @@ from torch import Tensor, fx, nn
 from lighten import catalog
 from lighten.analyze.trace import trace
 from lighten.core.cost import Budget, Target
-from lighten.core.data import Data
-from lighten.core.errors import InputError
+from lighten.core.data import Batch, Data
+from lighten.core.errors import InputError, UnfitError
+from lighten.core.export import Exporter
 from lighten.core.graph import Graph
 from lighten.core.method import Method, Prepared, Rewrite
 from lighten.core.model import Model
 from lighten.core.pins import pinned, refuse_unknown_pins
 from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe, Step, refuse_unknown
-from lighten.core.run import Progress, Run, Silent, Stopped
-from lighten.core.spec import Keep, Quant
+from lighten.core.run import Alone, Progress, Run, Silent, Stopped
 from lighten.data.source import check_labels, load_data, require_labels
+from lighten.engine.faults import num_restarts
 from lighten.engine.files import check_writable, make_folder
-from lighten.engine.interrupt import insist
 from lighten.engine.memory import FolderMemory
+from lighten.engine.ranks import agreed, joined, refuse_axes
 from lighten.engine.rewriting import identity_of, rewritten
 from lighten.engine.scalars import summary_writer
 from lighten.engine.threads import torch_threads
 from lighten.evaluate.metrics import require_suited
-from lighten.export.saturation import FULL_BITS, NARROW_BITS
-from lighten.gather import ROUNDING, Facts, gather, versions
+from lighten.export.executed import computes_in_float
+from lighten.export.saturation import NARROW_BITS
+from lighten.export.single import with_longest
+from lighten.finish import KEEPING, Found, finish
+from lighten.gather import ROUNDING, Facts, versions
 from lighten.read.source import load
-from lighten.report.specs import is_for_weights_alone, label
-from lighten.result import WORK, Result
+from lighten.report.specs import name_of
+from lighten.result import WORK, Result, shared
 from lighten.search.bits import Limits, fit_widths
-from lighten.search.clock import FileClock
+from lighten.search.clock import FileClock, SharedClock
+from lighten.search.executable import executable
 from lighten.search.faster import Speed, make_faster, time_trial
-from lighten.search.gate import pass_gate
 from lighten.search.narrow import narrowed
 from lighten.search.restore import restore
 from lighten.search.sensitivity import mean_bits
@@ -51,10 +54,7 @@ from lighten.search.trials import Trial, Trials, representative_batch
 if TYPE_CHECKING:
     from lighten.analyze.reclass import Reclassed
 
-_FINAL_ROUNDS = 100
-_PARTS = ("weights", "activations")
 _CLOSE = 0.01
-_KEEPING = "Interrupted: keeping the best result so far."
 _FILES_KEPT = 5  # as many times the weights as unfinished work takes: the original, and a dozen trials of a quarter each
 _STEP_KEPT = 6  # and a step before the last: its result; while it trains weights, two moments, their average and the best
 _FREE_BYTES = 20_000_000
@@ -78,68 +78,96 @@ def compress(
     out: a folder for unfinished work, so that an interrupted run can be resumed; `Result.save(out)` completes it. tensorboard:
     a folder for the curves of every training step.
 
+    Several processes that torchrun started train together, as `recipe.distributed` says; the first one searches, times and
+    shows progress, and each returns the same result.
+
     Raises InputError or UnfitError before any work when something does not fit. KeyboardInterrupt ends training and search
     early: the best file so far is returned with `interrupted` set, or the interrupt goes on when there is none yet.
     """
     budget, recipe, progress = budget or Budget(), recipe or Recipe(), progress or Silent()
     target = Target(target) if isinstance(target, str) else target
-    exporter = catalog.exporter(target.runtime)
+    with joined(recipe.distributed) as (ranks, distributed):
+        run = Run(recipe.seed, target.threads, progress, ranks=ranks, distributed=distributed)
+        refuse_axes(distributed)
+        if restarts := num_restarts():
+            run.progress.say(f"Started again ({restarts}): a rank was lost.")
+        if ranks.number:
+            out, tensorboard, run = None, None, replace(run, progress=Silent())
+        return _compress(model, data, (budget, recipe, target), run=run, places=(out, tensorboard))
+
+
+def _compress(
+    source: Source,
+    data: Data | str | Path | Iterable[Any],
+    order: tuple[Budget, Recipe, Target],
+    *,
+    run: Run,
+    places: tuple[str | Path | None, str | Path | None],
+) -> Result:
+    (budget, recipe, target), (out, tensorboard) = order, places
+    exporters = {one: catalog.exporter(one.runtime) for one in target.each()}
     rewrites, method = _steps(recipe)
     steps: tuple[Rewrite | Method, ...] = (*rewrites, method)
     curves = _curves(tensorboard, steps)
-    model = model if type(model) is Model else load(model)
-    data = _loaded(data, model, seed=recipe.seed, progress=progress)
+    model = source if type(source) is Model else load(source)
+    data = _loaded(data, model, seed=recipe.seed, progress=run.progress)
     require_suited(data.metric, data.task)
+    model = with_longest(model, data) if any(getattr(one, "holds_one", False) for one in exporters.values()) else model
     graph = trace(model)
-    check_labels(data, num_outputs=_num_outputs(graph))
-    _check_sites(recipe, graph, model)
-    _check_steps(steps, model, data)
+    _check(recipe, steps, graph, model=model, data=data)
     with ExitStack() as stack:
         folder = _work_folder(out, model, stack, num_steps=len(rewrites) + method.card.trains)
-        clock = FileClock(exporter, target, representative_batch(data, target), folder, progress)
-        resumed = folder if out is not None and data.digest else None
-        run = Run(recipe.seed, target.threads, progress, folder=resumed, tensorboard=curves, clock=clock, original=model)
+        clock = SharedClock(run.ranks, _clock(exporters, representative_batch(data, target), folder, run.progress))
+        run = replace(run, folder=folder if out and data.digest else None, tensorboard=curves, clock=clock, original=model)
         stack.enter_context(torch_threads(target.threads))
         torch.manual_seed(recipe.seed)
-        identity = _identity(graph, data, recipe, target)
+        identity = agreed(run, _identity(graph, data, recipe, target))
         smaller, stopped = rewritten(model, rewrites, data=data, run=run, pins=tuple(recipe.sites), identity=identity)
         kept = graph if smaller is model else trace(smaller)
         run = run if stopped else _with_memory(run, identity, steps)
         prepared, stopped = _prepared(method, smaller, kept, data=data, run=_own(run, identity, steps), is_hurried=stopped)
-        trials = Trials(model, prepared, data, exporter, target, run, folder)
-        found, interrupted = _Job(kept, budget, recipe, trials, is_hurried=stopped).search()
-        return _finish(Facts(graph, kept, budget, recipe, trials, found, interrupted))
+
+        def search_in(one: Target) -> Facts:
+            trials = Trials(model, prepared, data, exporters[one], one, replace(run, ranks=Alone()), folder)
+            found, interrupted = _Job(kept, budget, recipe, trials, is_hurried=stopped).search()
+            return Facts(graph, kept, budget, recipe, trials, found, interrupted)
+
+        def search() -> Result:
+            return finish(_each(exporters, search_in), reclassed=lambda: _reclassed(model, data, smaller))
+
+        return shared(run.ranks, search, prepared, reclassed=lambda: _reclassed(model, data, smaller))
 
 
-def _finish(facts: Facts) -> Result:
-    """The chosen file timed anew, checked and reported. An interrupt leaves out the timing, never the check."""
-    trials, found, recipe = facts.trials, facts.speed, facts.recipe
-    progress = trials.run.progress
-    speed, interrupted = found, facts.interrupted
-    if not interrupted:
+def _each(targets: Iterable[Target], search: Callable[[Target], Facts]) -> Found:
+    """What is found in each runtime. One that cannot hold the network is left out, unless it is the only one."""
+    found: list[Facts] = []
+    refused: dict[str, UnfitError] = {}
+    for one in targets:
+        if found and found[-1].interrupted:
+            break
         try:
-            # timed anew: the best of several timings is too good by luck
-            speed = replace(time_trial(trials, found.trial, rounds=_FINAL_ROUNDS), slower_parts=found.slower_parts)
-        except KeyboardInterrupt:
-            progress.say(_KEEPING)
-            interrupted = True
-    why = "the best result is being checked and kept."
-    gate, stopped = insist(lambda: pass_gate(trials, found.trial), progress=progress, why=why)
-    reclassed, again = insist(lambda: _reclassed(trials, found.trial.compressed.model), progress=progress, why=why)
-    facts = replace(facts, speed=speed, interrupted=interrupted or stopped or again, reclassed=reclassed)
-    report, _ = insist(lambda: gather(facts, gate), progress=progress, why=why)
-    replay = Recipe(recipe.steps, recipe.sites, recipe.seed, found.trial.plan)
-    return Result(report, found.trial.compressed, replay, found.trial.export.path.read_bytes(), reclassed)
+            found.append(search(one))
+        except UnfitError as error:
+            refused[one.runtime] = error
+    if not found:
+        raise next(iter(refused.values()))
+    return Found(found, {runtime: error.message for runtime, error in refused.items()})
 
 
-def _reclassed(trials: Trials, smaller: Model) -> "Reclassed | None":
+def _clock(exporters: Mapping[Target, Exporter], batch: Batch, folder: Path, progress: Progress) -> FileClock:
+    """Of the first runtime: steps that look at the time cut for it."""
+    target, exporter = next(iter(exporters.items()))
+    return FileClock(exporter, target, batch, folder, progress)
+
+
+def _reclassed(model: Model, data: Data, smaller: Model) -> "Reclassed | None":
     """What the steps before the last one made, in its own class; None where there are none."""
     from lighten.analyze.reclass import as_class  # a fifth of all that `import lighten` would load, for few runs
 
-    if smaller.module is trials.model.module:
+    if smaller.module is model.module:
         return None
-    example = next(iter(trials.data.calibration.batches(2, 2))).inputs
-    return as_class(trials.model.module, cast(fx.GraphModule, smaller.module), example)
+    example = next(iter(data.calibration.batches(2, 2))).inputs
+    return as_class(model.module, cast(fx.GraphModule, smaller.module), example)
 
 
 @dataclass
@@ -160,7 +188,7 @@ class _Job:
         except KeyboardInterrupt:
             if self.best is None:
                 raise
-            self.trials.run.progress.say(_KEEPING)
+            self.trials.run.progress.say(KEEPING)
             return self.best, True
 
     def _search(self) -> Speed:
@@ -168,8 +196,8 @@ class _Job:
             return self._consider(self.trials.attempt(self.recipe.plan, "the recipe's plan"))
         if self.is_hurried:
             plan = self._pinned(self._proposals()[0])
-            return self._consider(self.trials.attempt(plan, _name(plan)))
-        speeds = [self._consider(self.trials.attempt(self._pinned(plan), _name(plan))) for plan in self._proposals()]
+            return self._consider(self.trials.attempt(plan, name_of(plan)))
+        speeds = [self._consider(self.trials.attempt(self._pinned(plan), name_of(plan))) for plan in self._proposals()]
         holding = [speed for speed in speeds if self._holds(speed.trial)]
         if holding:
             start = min(self._as_accurate(holding), key=lambda speed: speed.ratio)
@@ -182,10 +210,14 @@ class _Job:
         return self._keep(make_faster(self.trials, self.graph, start, holds=partial(self._keeps, start.trial)))
 
     def _proposals(self) -> list[Plan]:
-        """The method's, and for each a variant in 7 bits where the runtime's fast kernels lose sums of 8."""
-        plans = self.trials.prepared.proposals()
+        """The method's, as far as the runtime executes them, and for each a variant in 7 bits where its fast kernels lose sums
+        of 8.
+        """
+        in_float = partial(computes_in_float, self.trials.target.runtime)
+        prepared, sites = self.trials.prepared, self.graph.sites
+        plans = [executable(plan, sites, prepared, in_float=in_float) for plan in prepared.proposals()]
         if self.trials.exporter.exact_weight_bits() > NARROW_BITS:
-            return list(plans)
+            return plans
         return [variant for plan in plans for variant in (plan, narrowed(plan, self.graph.sites))]
 
     def _as_accurate(self, speeds: list[Speed]) -> list[Speed]:
@@ -284,8 +316,10 @@ def _loaded(source: Data | str | Path | Iterable[Any], model: Model, *, seed: in
     return require_labels(load_data(source, model=model, seed=seed, progress=progress), source)
 
 
-def _check_steps(steps: Sequence[Rewrite | Method], model: Model, data: Data) -> None:
-    """All that a step can tell before the first one works."""
+def _check(recipe: Recipe, steps: Sequence[Rewrite | Method], graph: Graph, *, model: Model, data: Data) -> None:
+    """Labels, sites, and all that a step can tell before the first one works."""
+    check_labels(data, num_outputs=_num_outputs(graph))
+    _check_sites(recipe, graph, model)
     for step in steps:
         if step.card.rewrites or step.card.trains:
             cast(Rewrite, step).check(model, data=data)
@@ -298,21 +332,6 @@ def _check_sites(recipe: Recipe, graph: Graph, model: Model) -> None:
     refuse_unknown_pins([pin.partition("#")[0] for pin in recipe.sites], [*names, *tensors])
     for site in recipe.plan or ():
         refuse_unknown("site", site, names)
-
-
-def _name(plan: Plan) -> str:
-    """What the plan mostly does with activations; with weights, where it leaves those in float."""
-    forms = [spec for spec in plan.values() if type(spec) is not Keep]
-    if forms and all(is_for_weights_alone(spec) for spec in forms):
-        return Counter(label(spec) for spec in forms).most_common(1)[0][0]
-    quants = [spec for spec in plan.values() if type(spec) is Quant]
-    if not quants:
-        return "float32"
-    dynamic = any(spec.dynamic for spec in quants)
-    static = any(spec.activations is not None and not spec.dynamic for spec in quants)
-    kind = "int8 dynamic" if dynamic else "int8" if static else "int8 weights"
-    fewest = {part: min((getattr(spec, part) or FULL_BITS for spec in quants), default=FULL_BITS) for part in _PARTS}
-    return ", ".join([kind, *(f"{bits}-bit {part}" for part, bits in fewest.items() if bits < FULL_BITS)])
 
 
 def _num_outputs(graph: Graph) -> int | None:

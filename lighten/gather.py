@@ -13,6 +13,7 @@ import torch
 
 from lighten.analyze.cost import costs
 from lighten.core.cost import Budget, LayerCost
+from lighten.core.export import file_name
 from lighten.core.graph import Graph
 from lighten.core.pins import pinned
 from lighten.core.plan import Plan
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from lighten.analyze.reclass import Reclassed
 
 _MOST_IMAGES = 24
+RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "litert": "ai-edge-litert"}
+"""The package of each runtime."""
 ROUNDING = 1e-9
 """Slack of every limit: 1 - 475 / 500 is 0.05 and a few last bits."""
 
@@ -65,6 +68,8 @@ def gather(facts: Facts, gate: Gate) -> dict[str, Any]:
         **_scores(facts),
         **_sides(facts, gate),
         "runtime": trials.target.runtime,
+        "file": file_name(trial.export.path),
+        "baseline_runtime": speed.against,
         "threads": trials.target.threads,
         "batch": trials.target.batch,
         "input_shapes": [list(value.shape) for value in trials.timed_on.inputs],
@@ -139,7 +144,8 @@ def notes(facts: Facts) -> list[str]:
     elif speed.slower_parts:
         said.append(f"int8 was slower than float for: {', '.join(speed.slower_parts)}. Those parts compute in float.")
     if not speed.is_faster:
-        said.append(f"Not faster than float32 in the same runtime: time ratio {speed.ratio:.2f} ({low:.2f} to {high:.2f}).")
+        where = "the same runtime" if speed.against in ("", facts.trials.target.runtime) else speed.against
+        said.append(f"Not faster than float32 in {where}: time ratio {speed.ratio:.2f} ({low:.2f} to {high:.2f}).")
     if data.train is None:
         said.append("The data has one split: activation ranges were calibrated on the test examples' inputs.")
     said += [*data.notes, *_class_notes(facts), *_sparse_notes(facts)]
@@ -372,7 +378,7 @@ def device() -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that shapes the file."""
-    names = ("lighten", "torch", "torchao", "onnx", "onnxscript", "onnxruntime", "numpy")
+    names = ("lighten", "torch", "torchao", "onnx", "onnxscript", "numpy", *RUNTIMES.values())
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in names:
         try:

@@ -11,7 +11,7 @@ from lighten.export.archive import PRETRAINED
 from lighten.export.pack.reading import MAX_SIZE, Archive
 from lighten.export.pack.writing import archive_of
 from lighten.report.write import JSON_NAME, PAGE_NAME
-from lighten.result import MANIFEST, MODEL_FILE, damaged_files, read_manifest
+from lighten.result import MANIFEST, damaged_files, is_exported, read_manifest
 
 LABELS_FILE = "labels.json"
 _STRUCTURE = "structure.json"
@@ -35,7 +35,7 @@ def pack(folder: str | Path, archive: str | Path, *, everything: bool = False) -
     left_out = [] if everything else [name for name in manifest["files"] if _is_left_out(name)]
     kept = [name for name in manifest["files"] if name not in left_out]
     # the model last: a device that reads from the front has the small files first
-    names = [MANIFEST, *(name for name in kept if name != MODEL_FILE), *(name for name in kept if name == MODEL_FILE)]
+    names = [MANIFEST, *sorted(kept, key=is_exported)]
     files = {**_labels(folder, left_out), **{name: _content(folder / name) for name in names}}
     packed = archive_of(files)
     write_atomic(archive, packed)

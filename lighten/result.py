@@ -3,25 +3,29 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx, nn
 
 from lighten.core.errors import InputError, UnfitError
-from lighten.core.method import Compressed
+from lighten.core.export import STEM
+from lighten.core.method import Compressed, Prepared
+from lighten.core.plan import Plan
 from lighten.core.recipe import Recipe
+from lighten.core.run import Ranks
 from lighten.engine.files import check_writable, make_folder, move, sha256_of, unwritable, write_atomic
 from lighten.export.archive import PRETRAINED, write_archive, write_pretrained
 from lighten.report.table import table
-from lighten.report.write import JSON_NAME, PAGE_NAME, write
+from lighten.report.write import JSON_NAME, PAGE_NAME, encode, write
 
 if TYPE_CHECKING:
     from lighten.analyze.reclass import Reclassed
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE = f"{STEM}.onnx"
 RECIPE_FILE = "recipe.yaml"
 MANIFEST = "manifest.json"
 WORK = ".work"
@@ -31,7 +35,7 @@ WORK = ".work"
 class Result:
     """report: plain data, the content of report.json. compressed: the network in torch. model_bytes: the exported file.
     recipe: resolved, replays the run. reclassed: the network before quantization in its own class, None where no step changed
-    it.
+    it. others: by name, the files that go with the exported one, and those for other runtimes.
     """
 
     report: dict[str, Any]
@@ -39,6 +43,12 @@ class Result:
     recipe: Recipe
     model_bytes: bytes
     reclassed: "Reclassed | None" = None
+    others: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def model_file(self) -> str:
+        """The exported file's name in the folder."""
+        return str(self.report.get("file", MODEL_FILE))
 
     @property
     def verdict(self) -> str:
@@ -84,7 +94,9 @@ class Result:
         Raises InputError when the folder cannot be written; then the files that were there before still are.
         """
         folder = Path(folder)
-        check_writable(folder, 3 * len(self.model_bytes) + self._pretrained_bytes() + 8_000_000)
+        check_writable(
+            folder, 3 * sum(map(len, (self.model_bytes, *self.others.values()))) + self._pretrained_bytes() + 8_000_000
+        )
         try:
             self._write(make_folder(folder))
         except OSError as error:
@@ -97,8 +109,10 @@ class Result:
         """All files are written beside their places first, so that a full disk leaves what was there before."""
         with tempfile.TemporaryDirectory(dir=make_folder(folder / WORK)) as place:
             new = Path(place)
-            write_atomic(new / MODEL_FILE, self.model_bytes)
-            names = [MODEL_FILE, *write_archive(self.compressed, new)]
+            exported = {self.model_file: self.model_bytes, **self.others}
+            for name, data in exported.items():
+                write_atomic(new / name, data)
+            names = [*exported, *write_archive(self.compressed, new)]
             write_atomic(new / RECIPE_FILE, self.recipe.to_yaml())
             write(self.report, new)
             names += [RECIPE_FILE, JSON_NAME, PAGE_NAME]
@@ -123,7 +137,35 @@ class Result:
     def _manifest(self, folder: Path, names: list[str]) -> dict[str, Any]:
         files = {name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size} for name in names}
         facts = {key: self.report[key] for key in ("versions", "seed", "runtime", "threads", "batch", "metric", "device")}
-        return {"format": 1, "files": files, **facts, "data": self.report["data"]}
+        return {"format": 1, "files": files, "model": self.model_file, **facts, "data": self.report["data"]}
+
+
+def shared(
+    ranks: Ranks, search: Callable[[], Result], prepared: Prepared, *, reclassed: "Callable[[], Reclassed | None]"
+) -> Result:
+    """What the first rank's `search` finds, on every rank: the others wait, then carry out the plan that it has chosen."""
+    if ranks.world == 1:
+        return search()
+    result = search() if ranks.number == 0 else None
+    texts = ranks.share(result and [encode(result.report).decode(), result.recipe.to_yaml()], is_patient=True)
+    files = {} if result is None else {"": result.model_bytes, **result.others}
+    content = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in files.items()}
+    others = {name: value.numpy().tobytes() for name, value in ranks.share_tensors(content).items()}
+    if result is not None:
+        return result
+    recipe = Recipe.from_yaml(texts[1])
+    compressed = prepared.realize(recipe.plan or Plan())
+    return Result(json.loads(texts[0]), compressed, recipe, others.pop(""), reclassed(), others)
+
+
+def is_exported(name: str) -> bool:
+    """True for the files that runtimes open, and for what belongs to them."""
+    return Path(name).stem == STEM and name == Path(name).name
+
+
+def exported_file(folder: Path, manifest: dict[str, Any]) -> Path:
+    """The file for the runtime that was chosen."""
+    return folder / str(manifest.get("model", MODEL_FILE))
 
 
 def _stale(folder: Path, names: list[str]) -> list[str]:

@@ -135,7 +135,7 @@ def _price(bench: _Bench, names: list[str], batch: Batch, target: Target) -> dic
     that file itself.
     """
     with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
-        files = {name: Path(folder) / f"{number}.onnx" for number, name in enumerate(["", *names])}
+        files = {name: Path(folder) / f"{number}{bench.exporter.suffix}" for number, name in enumerate(["", *names])}
         sizes = {name: _written(bench, name, path) for name, path in _tracked(bench, files)}
         calls = {name: _call(bench.exporter, path, batch, target) for name, path in files.items()}
         timing = time_interleaved(calls)

@@ -20,7 +20,7 @@ from lighten.evaluate.probe import collect_probe
 from lighten.gather import device
 from lighten.read.saved import load_saved
 from lighten.report.write import JSON_NAME
-from lighten.result import MODEL_FILE, damaged_files, read_manifest
+from lighten.result import damaged_files, exported_file, read_manifest
 
 _PARITY_EXAMPLES = 64
 _SLACK_DB = 3.0
@@ -52,8 +52,9 @@ def verify(folder: str | Path, *, data: Data | str | Path | None = None, threads
 
 def _truth(folder: Path, report: dict[str, Any], target: Target, source: Data | str | Path | None) -> list[dict[str, Any]]:
     exporter = catalog.exporter(target.runtime)
-    model, session = load_saved(folder), exporter.open(folder / MODEL_FILE, target)
-    operators = exporter.operators(folder / MODEL_FILE)
+    file = exported_file(folder, read_manifest(folder))
+    model, session = load_saved(folder), exporter.open(file, target)
+    operators = exporter.operators(file)
     same_operators = operators == report["operators"]
     checks = [
         _check("operators", same_operators, _counts(operators) if same_operators else f"{operators}, not {report['operators']}")

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from workplace import make_workplace
 
 import lighten
-from lighten import InputError, Recipe, Target, UnfitError
+from lighten import InputError, Recipe, Target, UnfitError, finish
 from lighten.cli.main import main
 from lighten.core.plan import Plan
 from lighten.core.spec import Quant
@@ -241,19 +242,24 @@ def test_an_interrupt_during_the_last_timing_keeps_the_result_with_the_timing_of
     timed = []
 
     def time_trial(trials, trial, *, rounds=60):
-        if timed:
-            raise KeyboardInterrupt
         timed.append(search_time(trials, trial))
-        return timed[0]
+        return timed[-1]
+
+    def race(contenders, *, rounds):
+        raise KeyboardInterrupt
 
     search_time = faster.time_trial
-    monkeypatch.setattr(sys.modules["lighten.compress"], "time_trial", time_trial)  # the package has a function of that name
+    monkeypatch.setattr(
+        importlib.import_module("lighten.compress"), "time_trial", time_trial
+    )  # the package has a function of that name
+    monkeypatch.setattr(finish, "race", race)
     progress = Recorder()
     model = lighten.load("nets:build", weights="weights.safetensors")
     result = lighten.compress(model, "data.npz", target=ONE, progress=progress)
     assert progress.said == ["Interrupted: keeping the best result so far."]
     assert result.interrupted
-    assert result.report["compressed"]["latency_ms_p50"] == timed[0].timing.latencies["compressed"].p50_ms
+    medians = [one.timing.latencies["compressed"].p50_ms for one in timed]
+    assert result.report["compressed"]["latency_ms_p50"] in medians
 
 
 def test_pruning_fine_tuning_and_int8_compose(place, tmp_path):

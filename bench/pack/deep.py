@@ -76,8 +76,8 @@ class LeNet(nn.Module):
 
 @dataclass(frozen=True)
 class Job:
-    """build: the untrained network. epochs: of the dense one; then of growing masks and of shared values. cases: by name, the
-    ratio of zeros and the bits of codebooks.
+    """build: the untrained network. lr, tuning_lr: of the dense one and while masks grow; a tenth for shared values. epochs: of
+    these three trainings. cases: by name, the ratio of zeros and the bits of codebooks.
     """
 
     name: str
@@ -86,8 +86,7 @@ class Job:
     lr: float
     epochs: tuple[float, float, float]
     tuning_lr: float
-    cases: Mapping[str, tuple[float, Any]]
-    biases: int | None = None
+    cases: Mapping[str, tuple[float, int]]
 
 
 def jobs(scale: float) -> list[Job]:
@@ -96,14 +95,15 @@ def jobs(scale: float) -> list[Job]:
     residual = {f"{ratio:.1%} zeros, {bits}-bit codebooks": (ratio, bits) for ratio, bits in RESIDUAL}
     few, many = tuple(scale * count for count in (12, 12, 4)), tuple(scale * count for count in (40, 60, 20))
     return [
-        Job("lenet, Fashion-MNIST", LeNet, "fashion", 0.05, few, 0.02, lenet, biases=4),
-        Job("lenet, MNIST digits", LeNet, "digits", 0.05, many, 0.02, lenet, biases=4),
-        Job("residual, Fashion-MNIST", ResidualNetwork, "fashion", 0.1, few, 0.05, residual),
+        Job("lenet, Fashion-MNIST", LeNet, "fashion", 0.05, few, 0.1, lenet),
+        Job("lenet, MNIST digits", LeNet, "digits", 0.05, many, 0.1, lenet),
+        Job("residual, Fashion-MNIST", ResidualNetwork, "fashion", 0.1, few, 0.1, residual),
     ]
 
 
-LENET = ((0.96, 4), (0.97, 4), (0.98, 4), (0.985, 4))
-RESIDUAL = ((0.8, 4), (0.85, 4), (0.9, 4))
+# what is asked for is 60 and 25 times smaller; the others show where accuracy ends
+LENET = ((0.95, 4), (0.965, 4), (0.975, 4), (0.965, 3))
+RESIDUAL = ((0.88, 4), (0.9, 4), (0.92, 4), (0.9, 3))
 
 
 def main() -> None:
@@ -172,7 +172,7 @@ def steps(job: Job, name: str) -> Sequence[Rewrite]:
     ratio, bits = job.cases[name]
     return [
         Sparsify(ratio=ratio, schedule="cubic", epochs=growing, dense=[], training={"lr": job.tuning_lr, **BATCH}),
-        Share(codebook=bits, biases=job.biases, epochs=sharing, lr=job.tuning_lr / 4, validation=0, **BATCH),
+        Share(codebook=bits, biases=4, epochs=sharing, lr=job.tuning_lr / 10, validation=0, **BATCH),
     ]
 
 

@@ -43,7 +43,7 @@ from lighten.methods.training import own_graph
 
 HERE = Path(__file__).parent
 START_EPOCHS = 6  # of the dense network, and of one that is sparse from the start
-TUNING = {"batch_size": 128, "lr": 0.05, "weight_decay": 5e-4}
+TUNING = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
 FROM_START = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4}
 DENSE, TORCH = "dense", "torch.nn.utils.prune, global magnitude"
 ONE_SHOT: dict[str, dict[str, Any]] = {

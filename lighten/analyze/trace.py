@@ -42,7 +42,9 @@ KINDS: dict[Any, str] = {
     aten.avg_pool2d.default: "average_pool",
 }
 _RECURRENT = ("lstm", "gru")
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+# these hold I x O / groups
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, *_TRANSPOSED)
 
 
 def trace(model: Model) -> Graph:
@@ -90,7 +92,7 @@ def simplify(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     if hasattr(module, "_guards_fn"):
         delattr(module, "_guards_fn")
-    _fold_batch_norms(module)
+    fold_batch_norms(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -165,7 +167,8 @@ def _is_depthwise(node: fx.Node, kind: str) -> bool:
     return isinstance(groups, int) and groups > 1 and shape[1] == 1
 
 
-def _fold_batch_norms(module: fx.GraphModule) -> None:
+def fold_batch_norms(module: fx.GraphModule) -> None:
+    """Into the convolutions that they alone read, in place; weights and biases of these become buffers."""
     for node in list(module.graph.nodes):
         if node.target is not aten.batch_norm.default:
             continue
@@ -185,7 +188,8 @@ def _fold_batch_norm(module: fx.GraphModule, conv: fx.Node, norm: fx.Node) -> No
     old_bias_O = _value(module, conv.args[2], weight_OI) if len(conv.args) > 2 else None
     bias_O = ((0.0 if old_bias_O is None else old_bias_O) - mean_O) * factor_O + (0.0 if shift_O is None else shift_O)  # type: ignore[operator]
     bias_name = f"{weight_name.rpartition('.')[0] or weight_name.replace('.', '_')}.folded_bias"
-    set_tensor(module, weight_name, (weight_OI * factor_O.reshape(-1, *[1] * (weight_OI.dim() - 1))).detach())
+    scaled = _scaled(weight_OI, factor_O, conv)
+    set_tensor(module, weight_name, (scaled + 0.0).detach())  # no negative zeros
     set_tensor(module, bias_name, bias_O.detach())
     with module.graph.inserting_before(conv):
         bias = module.graph.get_attr(bias_name)
@@ -193,6 +197,16 @@ def _fold_batch_norm(module: fx.GraphModule, conv: fx.Node, norm: fx.Node) -> No
     conv.args = (*conv.args[:2], bias, *conv.args[3:])
     norm.replace_all_uses_with(conv)
     module.graph.erase_node(norm)
+
+
+def _scaled(weight: Tensor, factor_O: Tensor, conv: fx.Node) -> Tensor:
+    """The weight with each output channel times its factor."""
+    ones = [1] * (weight.dim() - 2)
+    if conv.target not in _TRANSPOSED:
+        return weight * factor_O.reshape(-1, 1, *ones)
+    groups = int(conv.args[6]) if len(conv.args) > 6 else 1  # type: ignore[arg-type]
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    return (by_group * factor_O.reshape(groups, 1, -1, *ones)).reshape(weight.shape)
 
 
 def _value(module: fx.GraphModule, arg: Any, like: Tensor) -> Tensor | None:

@@ -5,23 +5,27 @@
 import argparse
 import difflib
 import importlib
+import io
 import itertools
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from typing import NoReturn
 
 from lighten.cli.output import show
-from lighten.core.errors import InputError, LightenError
+from lighten.cli.speaker import is_first, is_rank, may_start_again, speaks
+from lighten.core.errors import InputError, LightenError, RankError
 
 COMMANDS = {
     "inspect": "what a network costs, layer by layer",
     "compress": "make a network small and fast, and prove it on the exported file",
     "compare": "two networks on the same data: scores, drop, flips, latency",
     "sensitivity": "which layer hurts when it is quantized, at every width, and what each costs in float",
+    "forecast": "memory and time of training on many GPUs, on paper",
+    "targets": "the runtimes, their versions, and what each really executes in integers",
     "verify": "check a folder that compress wrote: hashes, and the truth gate again",
     "pack": "the folder that compress wrote in one small file, to store or to send",
     "unpack": "the files of an archive again, bit for bit",
@@ -29,38 +33,55 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code. Of the ranks that torchrun started one speaks, and all return the same."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
     try:
-        parsed = _parse(arguments)
+        with redirect_stderr(sys.stderr if is_first() else io.StringIO()):
+            parsed = _parse(arguments)
     except SystemExit as stop:  # argparse has said what is wrong, or has shown the help
         return int(stop.code or 0)
+    return perform(parsed)
+
+
+def perform(parsed: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code. Raises RankError where a rank is lost and torchrun starts all anew."""
+    debug: bool = parsed.debug
     try:
         return _run(parsed)
     except KeyboardInterrupt:
-        print("lighten: interrupted; there is no result.", file=sys.stderr)
+        _say("interrupted; there is no result.", is_spoken=is_first())
         return 130
     except (LightenError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"lighten: error: {' '.join(_sentence(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(_sentence(error).split())}", is_spoken=speaks(error))
+        if isinstance(error, RankError) and error.is_lost and may_start_again():
+            raise  # torchrun's agent starts all ranks anew when one of them fails
         return 2
     except Exception as error:  # a fault of ours: one line for the user, the traceback on request
         if debug:
             traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        print(f"lighten: internal error: {reason} (run again with --debug for the traceback)", file=sys.stderr)
+        _say(f"internal error: {reason} (run again with --debug for the traceback)", is_spoken=is_first())
         return 1
+
+
+def _say(line: str, *, is_spoken: bool) -> None:
+    if is_spoken:
+        print(f"lighten: {line}", file=sys.stderr)
 
 
 def _run(parsed: argparse.Namespace) -> int:
     """What the user's own code prints goes to standard error: standard output is for the result alone."""
+    if getattr(parsed, "nproc", None) is not None and not is_rank():
+        from lighten.cli.launch import launch
+
+        return launch(parsed)
     command = importlib.import_module(f"lighten.cli.{parsed.command}_command")
     result_stream = sys.stdout
     try:
         with redirect_stdout(sys.stderr):
-            return int(command.run(parsed, partial(show, stream=result_stream)))
+            return int(command.run(parsed, partial(show, stream=result_stream) if is_first() else lambda text: None))
     except SystemExit as stop:
         raise InputError(f"The code that was to give the model or the data ended the program: exit {stop.code}.") from stop
 

@@ -1,6 +1,6 @@
 """What a network costs, what it may cost, and where it must run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lighten.core.errors import InputError
 
@@ -51,16 +51,36 @@ class Budget:
             raise InputError(f"max_drop must be a fraction in [0, 1). Got {self.max_drop}.", hint="1 % is 0.01.")
 
 
+HINTS = ("latency", "throughput")
+
+
 @dataclass(frozen=True)
 class Target:
-    """Where the file must run. runtime: an exporter's catalog key. threads: intra-op threads. batch: examples a call."""
+    """Where the file must run. runtime: an exporter's catalog key, or several with commas between them: then each writes a
+    file, and the best one is recommended. threads: intra-op threads. batch: examples a call. hint:
+    what a runtime that asks is told to care for, "latency" (of one call) or "throughput" (of several at once).
+    """
 
     runtime: str = "onnxruntime"
     threads: int = 1
     batch: int = 1
+    hint: str = "latency"
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise InputError(f"threads must be at least 1. Got {self.threads}.")
         if self.batch < 1:
             raise InputError(f"batch must be at least 1. Got {self.batch}.")
+        if self.hint not in HINTS:
+            raise InputError(f"hint must be one of {', '.join(HINTS)}. Got {self.hint!r}.")
+        if len(set(self.runtimes)) < len(self.runtimes):
+            raise InputError(f"The target names a runtime twice: {self.runtime}.")
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Each by itself."""
+        return tuple(name.strip() for name in self.runtime.split(","))
+
+    def each(self) -> tuple["Target", ...]:
+        """One target a runtime."""
+        return tuple(replace(self, runtime=name) for name in self.runtimes)

@@ -1,7 +1,8 @@
 """The whole error tree.
 
 InputError: the caller gave something unusable.      UnfitError: this model or site cannot take what was asked.
-ParityError: a result disagrees with its reference.  Each says what was given, what is allowed, and what to try next.
+ParityError: a result disagrees with its reference.  RankError: a process of a distributed run is gone, hangs or differs.
+Each says what was given, what is allowed, and what to try next.
 """
 
 
@@ -30,3 +31,13 @@ class UnfitError(LightenError):
 
 class ParityError(LightenError):
     """A result disagrees with its reference: an exported file with the torch graph, a file with its hash."""
+
+
+class RankError(LightenError):
+    """A rank of a distributed run is gone, does not answer, failed alone or has other weights than the rest. rank: which, None
+    where nothing tells. is_lost: the run may go on from its last checkpoint when it is started again.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, is_lost: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.rank, self.is_lost = rank, is_lost

@@ -10,17 +10,32 @@ from lighten.core.cost import Target
 from lighten.core.method import Compressed
 from lighten.core.model import Model
 
+STEM = "model"
+"""Of the exported files' names, in the folder that a run writes."""
+
+
+def file_name(path: Path) -> str:
+    """What an exported file is called in that folder: the stem, with its own ending."""
+    return f"{STEM}{path.suffix}"
+
 
 @dataclass(frozen=True)
 class Export:
-    """One exported file. computed: names of the weights that the runtime's operators read in the few bits they are stored in;
-    all other weights of few bits become int8 or float when the file is loaded.
+    """One exported file. size_bytes: with `others`, the files beside it that belong to it, of the same stem. computed: names of
+    the weights that the runtime's operators read in the few bits they are stored in; all other weights of few bits become int8
+    or float when the file is loaded.
     """
 
     path: Path
     size_bytes: int
     sha256: str
     computed: frozenset[str] = frozenset()
+    others: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of it, the one to open first."""
+        return self.path, *self.others
 
 
 class Session(Protocol):
@@ -31,9 +46,12 @@ class Session(Protocol):
 
 
 class Exporter(Protocol):
-    """name is the catalog key and the value of Target.runtime."""
+    """name is the catalog key and the value of Target.runtime. suffix: of its files' names, ".onnx". Making one raises
+    InputError where the runtime's package is not installed, naming the extra to install.
+    """
 
     name: str
+    suffix: str
 
     def write_float(self, model: Model, path: Path) -> Export:
         """Writes the original network."""

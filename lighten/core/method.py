@@ -4,8 +4,8 @@ A method works in two steps, because a search asks for many plans and must pay f
 the calibration data, `realize` carries out a plan on what was learned.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from torch import fx
@@ -36,13 +36,15 @@ class Card:
 @dataclass(frozen=True)
 class Compressed:
     """A method's result. graph: the network with integer weights and quantize/dequantize nodes, runs in torch. plan: what
-    each site became. sites: per site facts for the report, JSON data.
+    each site became. sites: per site facts for the report, JSON data. outputs: by graph node, scale and zero point of a uint8
+    grid for a float result of integer operands, for runtimes whose kernels give such a result in integers only.
     """
 
     graph: fx.GraphModule
     plan: Plan
     model: Model
     sites: dict[str, dict[str, float]]
+    outputs: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 class Prepared(Protocol):

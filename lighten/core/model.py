@@ -22,7 +22,7 @@ TASKS = (
 class Origin:
     """Where a model came from, and what its outputs mean.
 
-    kind: "module", "callable", "huggingface" or "saved".
+    kind: "module", "callable", "huggingface", "onnx", "exported" or "saved".
     source: the path or name given by the user.
     task: one of TASKS, or None when the reader cannot know; then the data decides.
     folder: the folder that holds the preprocessing files named in `files`, or None.
@@ -49,6 +49,8 @@ class Model:
     input_names, output_names: the names in the exported file.
     sparse: parameters that were made sparse, by name, and their pattern ("unstructured", "2:4", "4x1", ...). The zeros in the
     tensor are the mask: every later step keeps them (engine.zeros).
+    shared: parameters whose weights share few values, by name, and the bits of a code. Equal weights are what shares a value:
+    later trainings move them as one (engine.sharing).
     """
 
     module: nn.Module
@@ -57,3 +59,4 @@ class Model:
     input_names: tuple[str, ...] = field(default=("input",))
     output_names: tuple[str, ...] = field(default=("output",))
     sparse: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, int] = field(default_factory=dict)

@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
+from lighten.core.distributed import Distributed
 from lighten.core.errors import InputError
 from lighten.core.plan import Plan
 
-_KEYS = ("steps", "sites", "seed", "plan")
+_KEYS = ("steps", "sites", "seed", "plan", "distributed")
 _LARGEST_SEED = 2**63 - 1  # what every generator takes
 
 
@@ -27,12 +28,14 @@ class Step:
 class Recipe:
     """steps: in order. sites: pattern (fnmatch) -> "keep", the user's pins. plan: a resolved plan; when given, nothing is
     searched and the run replays it. seed: of every random choice, from 0 to 2^63 - 1. Raises InputError for another.
+    distributed: how the run is spread over processes; None for as many replicas as were started.
     """
 
     steps: tuple[Step, ...] = (Step("quantize", {"bits": 8}),)
     sites: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     plan: Plan | None = None
+    distributed: Distributed | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed <= _LARGEST_SEED:
@@ -43,6 +46,7 @@ class Recipe:
         fields: dict[str, Any] = {"steps": [{step.method: dict(step.knobs)} for step in self.steps]}
         fields |= {"sites": dict(self.sites)} if self.sites else {}
         fields |= {"plan": self.plan.to_dict()} if self.plan is not None else {}
+        fields |= {"distributed": self.distributed.to_dict()} if self.distributed is not None else {}
         return yaml.safe_dump({**fields, "seed": self.seed}, sort_keys=False)
 
     @classmethod
@@ -59,11 +63,15 @@ class Recipe:
         plan = fields.get("plan")
         if plan is not None and not isinstance(plan, dict):
             raise InputError(f"plan must map sites to specs. Got {plan!r}.")
+        distributed = fields.get("distributed")
+        if distributed is not None and not isinstance(distributed, dict):
+            raise InputError(f"distributed must be a mapping, e.g. `{{data: 2}}`. Got {distributed!r}.")
         return cls(
             steps=tuple(_step(entry) for entry in _list(fields.get("steps", [{"quantize": {"bits": 8}}]))),
             sites=_sites(fields.get("sites") or {}),
             seed=fields.get("seed", 0),
             plan=None if plan is None else Plan.from_dict(plan),
+            distributed=None if distributed is None else Distributed.from_dict(distributed),
         )
 
     @classmethod

@@ -1,10 +1,13 @@
 """What a piece of work needs from its surroundings; passed in, there is no global session."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from torch import Tensor
+
+from lighten.core.distributed import Distributed
 from lighten.core.ledger import Ledger
 from lighten.core.model import Model
 
@@ -64,6 +67,48 @@ class Clock(Protocol):
         """
 
 
+class Ranks(Protocol):
+    """The processes of a distributed run, which all make the same calls in the same order. number: of this one, from 0. world:
+    how many. local: how many of them are on this machine. sent_bytes: what this one has sent so far, as counted by the
+    algorithm of each exchange. Every call raises RankError where a rank is gone or does not answer in time.
+    """
+
+    number: int
+    world: int
+    local: int
+    sent_bytes: int
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over the ranks, in place; the bytes are the same on all of them."""
+
+    def share(self, value: Any, *, is_patient: bool = False) -> Any:
+        """The first rank's value, JSON data. is_patient: the others wait for it without a limit."""
+
+    def share_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first rank's tensors, on the CPU."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, JSON data, in order."""
+
+
+class Alone:
+    """Ranks of one process: nothing is exchanged."""
+
+    number, world, local, sent_bytes = 0, 1, 1, 0
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        pass
+
+    def share(self, value: Any, *, is_patient: bool = False) -> Any:
+        return value
+
+    def share_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
 class Silent:
     """Progress that shows nothing."""
 
@@ -88,7 +133,8 @@ class Forgetful:
 class Run:
     """seed: of every random choice. threads: torch's and the runtime's intra-op threads. folder: where long training may keep
     checkpoints; None keeps none. tensorboard: where the curves of a training go. clock: how long a network takes on the
-    target; without one nothing is timed. original: the network before any step of the recipe.
+    target; without one nothing is timed. original: the network before any step of the recipe. ranks, distributed: the processes
+    of the run, and what each of them does. `folder` and `tensorboard` are the first rank's to read and write.
     """
 
     seed: int = 0
@@ -100,3 +146,5 @@ class Run:
     tensorboard: Path | None = None
     clock: Clock | None = None
     original: Model | None = None
+    ranks: Ranks = field(default_factory=Alone)
+    distributed: Distributed = field(default_factory=Distributed)

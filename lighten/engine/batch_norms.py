@@ -34,13 +34,17 @@ class AtBatchNorms(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Passes on every other call as it is."""
-        named = kwargs or {}
-        if func not in _NAMES:
-            return func(*args, **named)
-        given = dict(zip(_NAMES[func], args, strict=False)) | dict(named)
-        if given.get("running_mean") is None or given.get("running_var") is None or given.get("training"):
-            return func(*args, **named)
+        given = named_arguments(func, args, kwargs)
+        if given is None or given.get("running_mean") is None or given.get("running_var") is None or given.get("training"):
+            return func(*args, **(kwargs or {}))
         mean_C, var_C = self._rule(given["input"], given["running_mean"], given["running_var"])
         given |= {"running_mean": mean_C, "running_var": var_C}
         # all by position: the operators of graphs take no other names for what lies in the middle
         return func(*(given[name] for name in _NAMES[func] if name in given))
+
+
+def named_arguments(func: Any, args: Any, kwargs: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a batch norm is called with, by name; None where `func` is something else."""
+    if func not in _NAMES:
+        return None
+    return dict(zip(_NAMES[func], args, strict=False)) | dict(kwargs or {})

@@ -15,15 +15,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lighten.core.run import Ranks
 from lighten.engine.files import make_folder, write_atomic
+from lighten.engine.shard import put, shaped_like, whole
 
 FILE = "training.safetensors"
 _FACTS = "facts"
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers on the CPU, a shared one once."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in named_tensors(module).items()}
+    """Copies of all parameters and buffers on the CPU, a shared one once; whole ones of what is sharded, on every rank."""
+    return {name: whole(value.detach()).to("cpu", copy=True).contiguous() for name, value in named_tensors(module).items()}
 
 
 @torch.no_grad()
@@ -31,7 +33,7 @@ def restore(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Writes a snapshot back, in place: whoever holds a parameter holds the new value."""
     for name, value in named_tensors(module).items():
         if name in tensors:
-            value.copy_(tensors[name])
+            put(value, tensors[name])
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -53,7 +55,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimizer remembers, as `parameter number/name`. Its settings are not kept: they follow from the knobs."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{number}/{name}": value.detach().to("cpu", copy=True).contiguous()
+        f"{number}/{name}": whole(value.detach()).to("cpu", copy=True).contiguous()
         for number, facts in state.items()
         for name, value in facts.items()
         if isinstance(value, Tensor)
@@ -61,11 +63,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`, for an optimizer over the same parameters."""
+    """The inverse of `optimizer_tensors`, for an optimizer over the same parameters, sharded or not."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition("/")
-        state.setdefault(int(number), {})[name] = value
+        state.setdefault(int(number), {})[name] = shaped_like(parameters[int(number)], value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
@@ -84,8 +87,23 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | 
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
+    return _in_parts(tensors), facts
+
+
+def load_shared(folder: Path | None, ranks: Ranks) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """What the first rank finds in its folder, on every rank."""
+    loaded = load(folder) if folder is not None and ranks.number == 0 else None
+    parts, facts = loaded or ({}, None)
+    facts = ranks.share(facts)
+    if facts is None:
+        return None
+    tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    return _in_parts(ranks.share_tensors(tensors)), facts
+
+
+def _in_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    return parts, facts
+    return parts

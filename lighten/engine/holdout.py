@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lighten.core.data import Batch, Example, Split
+from lighten.core.run import Run
 from lighten.engine.losses import Loss
 from lighten.engine.shuffle import Row, to_batch, to_device, to_rows
 
@@ -53,14 +54,24 @@ def held_out(split: Split, share: float, *, seed: int) -> tuple[Split, Split | N
     return Part(split, (~is_held).tolist()), Part(split, is_held.tolist())
 
 
-def loss_on(split: Split, loss: Loss, *, batch_size: int) -> Callable[[nn.Module], float]:
-    """The mean loss of a network over the examples of `split`, which are read once and kept in memory."""
-    batches = list(split.batches(batch_size))
+def loss_on(split: Split, loss: Loss, *, batch_size: int, run: Run | None = None) -> Callable[[nn.Module], float]:
+    """The mean loss of a network over the examples of `split`, which are read once and kept in memory. run: its ranks each take
+    their share of the batches, or their own examples; the mean is of all.
+    """
+    run = run or Run()
+    is_shared = not run.distributed.own_data
+    batches = [
+        batch
+        for number, batch in enumerate(split.batches(batch_size))
+        if not is_shared or number % run.ranks.world == run.ranks.number
+    ]
 
     def mean(module: nn.Module) -> float:
         device = next(module.parameters()).device
         losses = [len(batch.index) * float(loss(module, to_device(batch, device))) for batch in batches]
-        return math.fsum(losses) / len(split)
+        sums = torch.tensor([math.fsum(losses), sum(len(batch.index) for batch in batches)], dtype=torch.float64)
+        run.ranks.add([sums])
+        return float(sums[0] / sums[1])
 
     return mean
 

@@ -1,7 +1,10 @@
 """Ctrl-C while a result is being finished: it ends what can be left out, never what is done."""
 
-from collections.abc import Callable
-from typing import TypeVar
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from lighten.core.run import Progress
 
@@ -20,3 +23,30 @@ def insist(work: Callable[[], Value], *, progress: Progress, why: str) -> tuple[
     except KeyboardInterrupt:
         progress.say(f"Interrupted: {why} Once more stops at once.")
         return work(), True
+
+
+@contextmanager
+def deferred(is_on: bool) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C raises nothing in the block, whose value tells whether it was pressed: ranks that wait for each other must stop at
+    the same place. What nobody asked about is raised behind the block. Only in the main thread, and only when `is_on`.
+    """
+    asked: list[bool] = []
+    if not is_on or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def take(number: int, frame: Any) -> None:
+        del number, frame
+        asked.append(False)
+
+    def is_asked() -> bool:
+        asked[:] = [True] * len(asked)
+        return bool(asked)
+
+    before = signal.signal(signal.SIGINT, take)
+    try:
+        yield is_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked and not all(asked):
+        raise KeyboardInterrupt

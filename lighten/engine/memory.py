@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lighten.core.run import Forgetful, Ranks
 from lighten.engine.files import make_folder, unwritable, write_atomic
 
 _IDENTITY = "run"
@@ -68,6 +69,40 @@ class FolderMemory:
                 path.unlink()
             except OSError as error:
                 raise unwritable(path, error) from error
+
+
+class SharedMemory:
+    """core.run.Memory of all ranks: what the first one remembers or computes the others get. When it has to be computed every
+    rank does so, for a training is the work of them all. folder: None remembers nothing.
+    """
+
+    def __init__(self, folder: Path | None, ranks: Ranks, *, identity: Mapping[str, Any]) -> None:
+        is_kept = folder is not None and ranks.number == 0
+        self._memory = FolderMemory(folder, identity=identity) if is_kept and folder is not None else Forgetful()
+        self._ranks = ranks
+
+    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The first rank's JSON value."""
+        return self._ranks.share(self._first(key, compute, self._memory.remember))
+
+    def remember_tensors(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The first rank's dict of tensors."""
+        return self._ranks.share_tensors(self._first(key, compute, self._memory.remember_tensors) or {})
+
+    def _first(self, key: str, compute: Callable[[], Any], remember: Callable[[str, Callable[[], Any]], Any]) -> Any:
+        """The others learn whether there is something to compute when the first one is asked to, or has found it."""
+        told: list[bool] = []
+
+        def computed() -> Any:
+            told.append(self._ranks.share(True))
+            return compute()
+
+        if self._ranks.number:
+            return compute() if self._ranks.share(None) else None
+        value = remember(key, computed)
+        if not told:
+            self._ranks.share(False)
+        return value
 
 
 def _digest(content: bytes) -> bytes:

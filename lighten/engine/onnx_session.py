@@ -18,6 +18,8 @@ class OnnxSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        # idle threads would spin on into the call of whichever file is timed next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         try:

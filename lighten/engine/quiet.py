@@ -2,10 +2,12 @@
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
+_STDERR = 2  # the file descriptor
 _LOGGERS = (
     "torch",
     "torch.onnx",
@@ -35,3 +37,18 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def mute() -> Iterator[None]:
+    """Inside the block the process itself writes nothing to its standard error: some runtimes log there from C++, past Python.
+    What the program under test may have put in place of `sys.stderr` is not touched.
+    """
+    with quiet(), open(os.devnull, "w") as nowhere:
+        kept = os.dup(_STDERR)
+        os.dup2(nowhere.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(kept, _STDERR)
+            os.close(kept)

@@ -2,7 +2,8 @@
 
 Each has a folder of its own for what it finished, under the identity of everything before it: a run that is started again
 repeats no step, and a training goes on at its last epoch. What comes after a step may change without a loss. After each step
-the zeros of a sparse network are compared with those before it.
+the zeros of a sparse network and the values that weights share are compared with those before it. On several ranks all go on
+with the first one's network.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from lighten.core.data import Data
 from lighten.core.method import Rewrite
 from lighten.core.model import Model
 from lighten.core.run import Run, Stopped
-from lighten.engine.memory import FolderMemory
+from lighten.engine.memory import SharedMemory
+from lighten.engine.sharing import check_shared, num_values
 from lighten.engine.structure import from_structure, to_structure
 from lighten.engine.zeros import check_pattern, check_zeros, zeros_of
 
@@ -40,19 +42,28 @@ def rewritten(
             made, is_stopped = _once(model, own, known, partial(step.rewrite, model, data=data, pins=pins)), False
         except Stopped as stop:
             made, is_stopped = stop.result, True
-        model = _with_its_zeros(model, made, step.card.name)
+        model = _checked(model, made, step.card.name)
         if is_stopped:
             return model, True
     return model, False
 
 
-def _with_its_zeros(before: Model, after: Model, step: str) -> Model:
-    """`after`, whose tensors are named as those of `before`, with its zeros checked. A tensor that is gone is not sparse."""
+def _checked(before: Model, after: Model, step: str) -> Model:
+    """`after`, whose tensors are named as those of `before`, with its zeros and shared values checked. A tensor that is gone is
+    neither sparse nor shared.
+    """
+    values = num_values(after.module, after.shared)
+    had = num_values(before.module, before.shared)
+    check_shared(had, {name: number for name, number in values.items() if name in had}, step=step)
     zeros = zeros_of(after.module, after.sparse)
     known = zeros_of(before.module, before.sparse)
     check_zeros(known, {name: found for name, found in zeros.items() if name in known}, step=step)
     check_pattern(zeros, after.sparse, step=step)
-    return replace(after, sparse={name: pattern for name, pattern in after.sparse.items() if name in zeros})
+    return replace(
+        after,
+        sparse={name: pattern for name, pattern in after.sparse.items() if name in zeros},
+        shared={name: bits for name, bits in after.shared.items() if name in values},
+    )
 
 
 def identity_of(step: Any) -> str:
@@ -63,9 +74,9 @@ def identity_of(step: Any) -> str:
 
 def _once(model: Model, run: Run, identity: Mapping[str, Any], step: Callable[..., Model]) -> Model:
     """`step(run=run)`, or what it gave before, with its entries in the ledger."""
-    if run.folder is None:
+    if run.folder is None and run.ranks.world == 1:
         return step(run=run)
-    memory = FolderMemory(run.folder, identity=identity)
+    memory = SharedMemory(run.folder, run.ranks, identity=identity)
     began = len(run.ledger.entries)
     made: list[Model] = []
 
@@ -75,14 +86,15 @@ def _once(model: Model, run: Run, identity: Mapping[str, Any], step: Callable[..
         return made[0]
 
     def facts_of(made: Model) -> dict[str, Any]:
-        return {**_parts(_graph(made))[0], "sparse": dict(made.sparse), "entries": run.ledger.entries[began:]}
+        kept = {"sparse": dict(made.sparse), "shared": dict(made.shared)}
+        return {**_parts(_graph(made))[0], **kept, "entries": run.ledger.entries[began:]}
 
     tensors = memory.remember_tensors("tensors", lambda: _parts(_graph(result()))[1])
     facts = memory.remember("facts", lambda: facts_of(result()))
     for entry in facts["entries"] if not made else ():
         run.ledger.note(**{name: value for name, value in entry.items() if name != "seconds"})
     # read back even where it was made just now: the order of its parameters must not depend on which of the two it is
-    return replace(model, module=_network(facts, tensors), sparse=facts["sparse"])
+    return replace(model, module=_network(facts, tensors), sparse=facts["sparse"], shared=facts.get("shared", {}))
 
 
 def _graph(model: Model) -> fx.GraphModule:

@@ -38,6 +38,22 @@ def sample_texts(module: nn.Module, count: int, length: int, *, is_padded: bool,
     return torch.cat(texts)
 
 
+@torch.no_grad()
+def continued(module: nn.Module, ids_BT: Tensor, mask_BT: Tensor, *, first: int, temperature: float = 1.0) -> Tensor:
+    """The texts with every token from place `first` on drawn anew by the module, at a temperature > 0; masked tokens stay.
+
+    module: as of `sample_texts`, and no token may see those behind it, so that it is always run on all T tokens. first: in
+    [1, T). Draws from torch's own generator. Time: T - first forward passes.
+    """
+    ids_BT = ids_BT.clone()
+    for place in range(first, ids_BT.shape[1]):
+        result = module(ids_BT, mask_BT)
+        logits_BV = (result if isinstance(result, Tensor) else result[0])[:, place - 1].float()
+        drawn_B = torch.multinomial((logits_BV / temperature).softmax(-1), 1)[:, 0].to(ids_BT.dtype)
+        ids_BT[:, place] = torch.where(mask_BT[:, place].bool(), drawn_B, ids_BT[:, place])
+    return ids_BT
+
+
 def _written(
     module: nn.Module, sizes: Iterable[int], length: int, *, is_padded: bool, generator: torch.Generator, texts: list[Tensor]
 ) -> Iterator[None]:

@@ -33,13 +33,14 @@ def keep_zeros(module: nn.Module, names: Iterable[str]) -> Callable[[int, float]
     with momentum moves them otherwise, even where their gradient is zero. What is no parameter does not train.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    masks = [(parameters[name], parameters[name].detach() != 0) for name in names if name in parameters]
+    known = [(parameters[name], parameters[name].detach() == 0) for name in names if name in parameters]
 
     @torch.no_grad()
     def apply(step: int, progress: float) -> None:
         del step, progress
-        for parameter, mask in masks:
-            parameter.mul_(mask)
+        for parameter, is_zero in known:
+            # not a product with the mask: that leaves negative zeros, which cost bits in an archive
+            parameter.masked_fill_(is_zero, 0.0)
 
     return apply
 

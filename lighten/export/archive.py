@@ -61,7 +61,8 @@ def _interface(model: Model) -> dict[str, Any]:
         for name, value, dims in zip(model.input_names, model.example, dynamic, strict=True)
     ]
     origin = {"task": model.origin.task, "files": list(model.origin.files), "labels": list(model.origin.labels)}
-    return {"inputs": inputs, "outputs": list(model.output_names), "origin": origin}
+    kept = {"sparse": dict(model.sparse), "shared": dict(model.shared)}
+    return {"inputs": inputs, "outputs": list(model.output_names), "origin": origin, **kept}
 
 
 def _copy_preprocessing(model: Model, folder: Path) -> list[str]:

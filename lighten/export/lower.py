@@ -36,9 +36,11 @@ _CLIPS: dict[Any, tuple[float | None, float | None]] = {
 }
 
 
-def lower(module: fx.GraphModule) -> fx.GraphModule:
-    """The same function in ONNX's terms; changes `module` in place and returns it."""
-    pack_weights(module)
+def lower(module: fx.GraphModule, *, plain: bool = False) -> fx.GraphModule:
+    """The same function in ONNX's terms; changes `module` in place and returns it. plain: without operators that are ONNX
+    Runtime's own.
+    """
+    pack_weights(module, plain=plain)
     for node in list(module.graph.nodes):
         if node.target is quantized.quantize_per_tensor.default and node.args[4] < _MOST_CODE:
             _clip_codes(module, node)
@@ -65,14 +67,14 @@ def _clip_codes(module: fx.GraphModule, node: fx.Node) -> None:
     readers = list(node.users)
     with module.graph.inserting_after(node):
         clipped = module.graph.call_function(aten.clamp.default, (node, low, high))
-    if len(value.users) == 1 and _clips_no_more(value, low=-zero * scale, high=(high - zero) * scale):
+    if len(value.users) == 1 and clips_no_more(value, low=-zero * scale, high=(high - zero) * scale):
         value = value.args[0]
     for reader in (node, *readers):
         first = value if reader is node else clipped
         reader.args = (first, scale, zero, 0, _MOST_CODE, dtype)
 
 
-def _clips_no_more(value: fx.Node, *, low: float, high: float) -> bool:
+def clips_no_more(value: fx.Node, *, low: float, high: float) -> bool:
     """True for an activation that cuts nothing off which the codes do not. Left in float, it would keep the convolution before
     it from being one integer kernel with the rounding.
     """
@@ -83,8 +85,10 @@ def _clips_no_more(value: fx.Node, *, low: float, high: float) -> bool:
     return bool(least <= low and high <= most * (1 + _ROUNDING))
 
 
-def translations() -> dict[Callable[..., Any], Any]:
-    """Our operators in ONNX, for torch.onnx.export(custom_translation_table=...)."""
+def translations(*, plain: bool = False) -> dict[Callable[..., Any], Any]:
+    """Our operators in ONNX, for torch.onnx.export(custom_translation_table=...). plain: a product whose range is found at run
+    time says only that its weights are codes; the runtime itself decides whether to round what flows in.
+    """
     from onnxscript import opset20 as op
 
     def dynamic_linear(x: Any, codes_IO: Any, scale_O: Any) -> Any:
@@ -92,12 +96,15 @@ def translations() -> dict[Callable[..., Any], Any]:
         product = op.Cast(op.MatMulInteger(codes, codes_IO, zero), to=1)
         return op.Mul(product, op.Mul(scale, scale_O))
 
+    def stored_linear(x: Any, codes_IO: Any, scale_O: Any) -> Any:
+        return op.MatMul(x, op.DequantizeLinear(codes_IO, scale_O, axis=1))
+
     def global_average(x: Any) -> Any:
         return op.GlobalAveragePool(x)
 
     return {
         **packed.translations(),
-        torch.ops.lighten.dynamic_linear.default: dynamic_linear,
+        torch.ops.lighten.dynamic_linear.default: stored_linear if plain else dynamic_linear,
         torch.ops.lighten.global_average.default: global_average,
     }
 

@@ -38,10 +38,11 @@ class OnnxExporter:
     """Writes ONNX (opset 20) and runs it in ONNX Runtime on the CPU."""
 
     name = "onnxruntime"
+    suffix = ".onnx"
 
     def write_float(self, model: Model, path: Path) -> Export:
         """The original network in float32. Raises UnfitError when an operator has no ONNX form."""
-        return _write(model.module, model, path)
+        return _write(to_proto(model.module, model), path)
 
     def write(self, compressed: Compressed, path: Path) -> Export:
         """The compressed network, integer weights as int8. Raises UnfitError when an operator has no ONNX form."""
@@ -49,7 +50,7 @@ class OnnxExporter:
 
         with quiet():
             graph = copy.deepcopy(compressed.graph)
-        return _write(lower(graph), compressed.model, path)
+        return _write(to_proto(lower(graph), compressed.model), path)
 
     def open(self, path: Path, target: Target) -> "OnnxSession":
         """Loads a file. Raises InputError when ONNX Runtime refuses it."""
@@ -83,27 +84,36 @@ class OnnxExporter:
             raise _no_room("it is full, or its limit on files is reached") from error
 
 
-def _write(module: nn.Module, model: Model, path: Path) -> Export:
-    from lighten.export.narrow import narrow_codes, narrow_floats
-    from lighten.export.packed import expand_tables, read_packed
-    from lighten.export.saturation import make_exact, saturates
-    from lighten.export.tidy import drop_unused, name_outputs, tidy
+def to_proto(module: nn.Module, model: Model, *, plain: bool = False) -> "onnx.ModelProto":
+    """The lowered graph in ONNX, tidied. plain: as it was lowered. Raises UnfitError when an operator has no ONNX form."""
+    from lighten.export.narrow import narrow_floats
+    from lighten.export.packed import expand_tables
+    from lighten.export.tidy import name_outputs, tidy
 
-    proto = _convert(module, model)
+    proto = _convert(module, model, plain=plain)
     expand_tables(proto)
     name_outputs(proto.graph, model.output_names)
     tidy(proto)
+    narrow_floats(proto)
+    return proto
+
+
+def _write(proto: "onnx.ModelProto", path: Path) -> Export:
+    from lighten.export.narrow import narrow_codes
+    from lighten.export.packed import read_packed
+    from lighten.export.saturation import make_exact, saturates
+    from lighten.export.tidy import drop_unused
+
     if saturates():
         make_exact(proto)
         drop_unused(proto.graph)
     narrow_codes(proto)
-    narrow_floats(proto)
     data = proto.SerializeToString()
     write_atomic(path, data)
     return Export(path, len(data), hashlib.sha256(data).hexdigest(), read_packed(proto))
 
 
-def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
+def _convert(module: nn.Module, model: Model, *, plain: bool) -> "onnx.ModelProto":
     from lighten.export.lower import translations
 
     example = tuple(value.clone() for value in model.example)
@@ -116,7 +126,7 @@ def _convert(module: nn.Module, model: Model) -> "onnx.ModelProto":
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(model.input_names),
-                custom_translation_table=translations(),
+                custom_translation_table=translations(plain=plain),
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever the translation of an operator raises

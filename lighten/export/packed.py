@@ -46,12 +46,12 @@ class _Codes(NamedTuple):
     zero_OG1: Tensor
 
 
-def pack_weights(module: fx.GraphModule) -> None:
-    """Rewrites every linear layer, embedding and table that one of these operators fits, in place."""
+def pack_weights(module: fx.GraphModule, *, plain: bool = False) -> None:
+    """Rewrites every linear layer, embedding and table that one of these operators fits, in place. plain: tables alone."""
     for node in list(module.graph.nodes):
-        if node.target is aten.linear.default:
+        if node.target is aten.linear.default and not plain:
             _pack_linear(module, node)
-        elif node.target is aten.flatten.using_ints:
+        elif node.target is aten.flatten.using_ints and not plain:
             _pack_embedding(module, node)
         elif node.target is aten.gather.default and _is_table(node):
             with module.graph.inserting_before(node):

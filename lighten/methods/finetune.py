@@ -12,8 +12,7 @@ from lighten.core.method import Card
 from lighten.core.model import Model
 from lighten.core.run import Run, Stopped
 from lighten.engine.schedule import Training
-from lighten.engine.zeros import keep_zeros
-from lighten.methods.training import check_patience, check_validation, fit, own_graph, task_loss, training_split
+from lighten.methods.training import check_patience, check_validation, fit_kept, own_graph, task_loss, training_split
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Finetune(Training):
         module, split = own_graph(model), training_split("finetune", data)
         losses = task_loss(data, label_smoothing=self.label_smoothing), task_loss(data)
         try:
-            done = fit(self, module, split, losses=losses, after_step=keep_zeros(module, model.sparse), run=run)
+            done = fit_kept(self, module, split, losses=losses, model=model, run=run)
         except Stopped as stop:
             raise Stopped(replace(model, module=stop.result.module)) from stop
         run.ledger.note("finetune", steps=done.num_steps, kept_epoch=done.kept, stopped_early=done.stopped_early)

@@ -15,6 +15,7 @@ from lighten.engine.holdout import FEWEST, held_out, loss_on
 from lighten.engine.losses import Loss, loss_for
 from lighten.engine.quiet import quiet
 from lighten.engine.schedule import Training
+from lighten.engine.sharing import keep_weights
 from lighten.engine.train import Extras, Trained, train
 
 
@@ -78,13 +79,27 @@ def fit(
     """
     validation: float = getattr(knobs, "validation", 0.0)
     trains, held = held_out(split, validation, seed=run.seed)
+    if not all(run.ranks.gather(held is not None)):
+        trains, held = split, None
     if held is None and validation:
         run.progress.say(f"Too few training examples for a validation (below {FEWEST}); the last weights are kept.")
     extras = Extras(
-        validate=None if held is None else loss_on(held, losses[1], batch_size=knobs.batch_size),
+        validate=None if held is None else loss_on(held, losses[1], batch_size=knobs.batch_size, run=run),
         after_step=after_step,
         folder=run.folder,
         tensorboard=run.tensorboard,
+        decides=getattr(knobs, "freeze", None) is not None,
     )
     training = Training(**{field.name: getattr(knobs, field.name) for field in fields(Training)})
     return train(module, trains, loss=losses[0], training=training, run=run, extras=extras)
+
+
+def fit_kept(
+    knobs: Training, module: fx.GraphModule, split: Split, *, losses: tuple[Loss, Loss], model: Model, run: Run
+) -> Trained:
+    """`fit` for the network of `model`, whose zeros and shared values stay."""
+    keep = keep_weights(module, model)
+    try:
+        return fit(knobs, module, split, losses=losses, after_step=keep, run=run)
+    finally:
+        keep(0, 1.0)  # averages of equal weights may differ in their last bit

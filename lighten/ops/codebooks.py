@@ -55,7 +55,8 @@ def fit(
     rows=1 is one for each output channel. sensitivity_OK: 0 or more, none is as good as all equal. keep_zero: one of the values
     is 0 and the zeros among the weights ask for nothing, so that a sparse matrix stays sparse.
     The least of all for parts of up to 64 weights (512 at 7 and 8 bits); beyond, the best intervals between as many candidate
-    ends, then k-means, and never worse than k-means from a uniform grid. No random numbers.
+    ends, then k-means, and never worse than k-means from a uniform grid. No random numbers. A matrix of no more distinct values
+    with one codebook keeps them.
     Raises ValueError when the matrix does not split into parts, or bits are not 1 to 8.
     """
     if not 1 <= bits <= 8:
@@ -63,6 +64,9 @@ def fit(
     rows, columns = rows or w_OK.shape[0], columns or w_OK.shape[1]
     value_PM = _parts(w_OK.detach().float(), rows, columns)
     weight_PM = torch.ones_like(value_PM) if sensitivity_OK is None else _parts(sensitivity_OK.float(), rows, columns)
+    distinct_V = distinct(value_PM) if len(value_PM) == 1 else value_PM[:0].flatten()
+    if 0 < len(distinct_V) <= 2**bits:
+        return Codebook(pad(distinct_V, (0, 2**bits - len(distinct_V)), value=float(distinct_V[-1]))[None], rows, columns)
     if keep_zero:
         weight_PM = weight_PM * (value_PM != 0)
     at_once = max(1, _MOST_VALUES // value_PM.shape[1])
@@ -71,6 +75,25 @@ def fit(
     if keep_zero:
         book_PV = pad(book_PV, (1, 0)).sort(1).values
     return Codebook(book_PV, rows, columns)
+
+
+def cluster(value_N: Tensor, num_values: int) -> Tensor:
+    """At most num_values values, ascending, float32, with the least sum of (number - value)^2, as `fit` finds them; the numbers
+    themselves where no more of them differ. Raises ValueError for no numbers.
+    """
+    if not value_N.numel() or num_values < 1:
+        raise ValueError(f"{value_N.numel()} numbers do not make {num_values} clusters.")
+    distinct_V = distinct(value_N.detach().float())
+    if len(distinct_V) <= num_values:
+        return distinct_V
+    value_1N = value_N.detach().float()[None]
+    return distinct(_best(_sorted(value_1N, torch.ones_like(value_1N)), num_values)[0].float())
+
+
+def distinct(values: Tensor) -> Tensor:
+    """Each value once, ascending, of one dimension."""
+    found: Tensor = values.unique()  # type: ignore[no-untyped-call]
+    return found
 
 
 def refine(w_OK: Tensor, book: Codebook, *, sensitivity_OK: Tensor | None = None) -> Codebook:

@@ -65,6 +65,43 @@ def read_huggingface(folder: Path) -> Model:
     return Model(wrapped.eval(), example, origin, names, ("embedding" if task == "sentence-similarity" else "logits",))
 
 
+def build_huggingface(source: Path, *, task: str, num_labels: int | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network of a config.json, or of the folder it lies in, with random weights from torch's generator, in float32 and
+    eval mode; and the names of its inputs. Nothing is fetched.
+
+    task: of core.model.TASKS, which decides the head. num_labels: of a classifier whose config names no classes.
+    Raises InputError as `read_huggingface` does, and for a task that has no head.
+    """
+    path = source / "config.json" if source.is_dir() else source
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.", hint="Give a config.json, or a folder that holds one.")
+    config = _json(path)
+    if task not in _AUTO:
+        raise InputError(f"A network for {task} cannot be built from a config.", hint=f"Tasks: {', '.join(_AUTO)}.")
+    network = _built(path, config, task, num_labels)
+    if hasattr(network.config, "use_cache"):
+        network.config.use_cache = False
+    wrapped, _, names = _wrap(network, task, config, path.parent)
+    return wrapped.eval(), names
+
+
+def _built(path: Path, config: dict[str, Any], task: str, num_labels: int | None) -> Any:
+    transformers = _transformers()
+    kind = config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise InputError(f"{path}: model_type is {kind!r}, which transformers does not know.")
+    named = {"num_labels": num_labels} if num_labels and not {"id2label", "num_labels"} & set(config) else {}
+    try:
+        with quiet():
+            settings = transformers.CONFIG_MAPPING[kind].from_dict({**config, **named})
+            return getattr(transformers, _AUTO[task]).from_config(
+                settings, dtype=torch.float32, experts_implementation="batched_mm", trust_remote_code=False
+            )
+    except Exception as error:  # transformers raises whatever its classes make of the numbers
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{path} makes no network for {task}: {first.strip()[:250]}") from error
+
+
 def task_of(config: dict[str, Any]) -> str:
     """The task that the checkpoint's architecture was trained for. Raises InputError for a head that is not read."""
     architecture = str((config.get("architectures") or [""])[0])
@@ -159,16 +196,21 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _load(folder: Path, task: str, config: dict[str, Any]) -> Any:
+def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
         raise InputError(
             "Reading a Hugging Face folder needs transformers.", hint="pip install lighten[huggingface]"
         ) from error
+    return transformers
+
+
+def _load(folder: Path, task: str, config: dict[str, Any]) -> Any:
+    transformers = _transformers()
     if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise InputError(f"{folder} needs Python code of its own (auto_map), which lighten never runs.")
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     try:
         with quiet():
             network, report = getattr(transformers, _AUTO[task]).from_pretrained(

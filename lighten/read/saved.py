@@ -49,7 +49,15 @@ def _model(structure: dict[str, Any], module: torch.nn.Module, folder: Path) -> 
         ),
         input_names=tuple(entry["name"] for entry in structure["inputs"]),
         output_names=tuple(structure["outputs"]),
+        sparse=_there(module, structure.get("sparse", {})),  # folders of before have neither
+        shared=_there(module, structure.get("shared", {})),
     )
+
+
+def _there(module: torch.nn.Module, names: dict[str, Any]) -> dict[str, Any]:
+    """Of the tensors that are still there: codes take the place of quantized ones."""
+    tensors = module.state_dict()
+    return {name: value for name, value in names.items() if name in tensors}
 
 
 def _example(entry: dict[str, Any]) -> torch.Tensor:

@@ -12,10 +12,11 @@ from typing import Any
 
 from lighten.report.markup import NOTHING, Html, element, join, text
 from lighten.report.schema import Report, known
-from lighten.report.sections import change, damage, evidence, layers, training, verdict, widths, zeros
+from lighten.report.sections import change, damage, evidence, layers, runtimes, training, verdict, widths, zeros
 
 _CONTENTS = (
     ("change", "Before and after", change.section_of),
+    ("runtimes", "Runtimes", runtimes.section_of),
     ("training", "Training", training.section_of),
     ("widths", "Widths", widths.section_of),
     ("zeros", "Zeros", zeros.section_of),

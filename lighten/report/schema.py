@@ -166,6 +166,28 @@ class Zeros(TypedDict, total=False):
     zeros: int
 
 
+class Runtime(TypedDict, total=False):
+    """One runtime that was asked for. version: of its package. files: bytes by name. plan: in a few words. original: the
+    float32 file in the same runtime. why: the reason there is no file.
+    """
+
+    runtime: str
+    version: str
+    files: dict[str, int]
+    plan: str
+    size_bytes: int
+    latency_ms_p50: float
+    latency_ms_p95: float
+    score: float
+    drop: float
+    parity: Parity
+    operators: dict[str, int]
+    peak_memory_bytes: int
+    original: Measurement
+    recommended: bool
+    why: str
+
+
 class Candidate(TypedDict, total=False):
     """A network that was tried. why: the reason it was chosen or not."""
 
@@ -179,8 +201,9 @@ class Candidate(TypedDict, total=False):
 
 
 class Report(TypedDict, total=False):
-    """One run. steps: the ledger's entries, each with `what`, `seconds` since the run began, and further facts. plan: what each
-    site became, as core.plan.Plan.to_dict gives it.
+    """One run. file: the exported file's name. baseline_runtime: where the original's time was the shortest. steps: the
+    ledger's entries, each with `what`, `seconds` since the run began, and further facts. plan: what each site became, as
+    core.plan.Plan.to_dict gives it.
     """
 
     verdict: Literal["met", "infeasible"]
@@ -200,6 +223,9 @@ class Report(TypedDict, total=False):
     decision: Decision
     flips: Flips
     runtime: str
+    file: str
+    baseline_runtime: str
+    runtimes: list[Runtime]
     threads: int
     batch: int
     input_shapes: list[list[int]]

@@ -6,6 +6,7 @@ from typing import Any
 from lighten.report import figures
 from lighten.report.comparison import lines
 from lighten.report.schema import Contract, Report, known
+from lighten.report.sections import runtimes
 from lighten.report.sections.contract import NAMES, WRITERS
 from lighten.report.sections.verdict import title
 
@@ -17,21 +18,23 @@ def table(report: Mapping[str, Any]) -> str:
         ("", "original", "compressed", "change"),
         *((one.name, one.before, one.after, one.change) for one in lines(facts)),
     ]
-    parts = [_aligned(compared)] if len(compared) > 1 else ["Nothing was measured."]
+    parts = [_columns(compared)] if len(compared) > 1 else ["Nothing was measured."]
+    if several := runtimes.lines(facts):
+        parts.append(_columns(several))
     terms = _terms(facts)
     parts.append("\n".join([f"{title(facts)}.", *terms]))
     parts.extend(facts.get("notes", []))
     return "\n\n".join(parts)
 
 
-def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> str:
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
     """The first and last column to the left, the figures to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     made = (
-        f"{name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}  {change}".rstrip()
-        for name, before, after, change in rows
+        [f"{row[0]:<{widths[0]}}", *(f"{one:>{width}}" for one, width in zip(row[1:-1], widths[1:-1], strict=True)), row[-1]]
+        for row in rows
     )
-    return "\n".join(made)
+    return "\n".join("  ".join(parts).rstrip() for parts in made)
 
 
 def _terms(report: Report) -> list[str]:

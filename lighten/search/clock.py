@@ -9,7 +9,7 @@ from lighten.core.cost import Target
 from lighten.core.data import Batch
 from lighten.core.export import Exporter, Session
 from lighten.core.model import Model
-from lighten.core.run import Progress, Times
+from lighten.core.run import Clock, Progress, Ranks, Times
 from lighten.evaluate.latency import time_interleaved
 
 _ROUNDS = 40
@@ -36,10 +36,24 @@ class FileClock:
 
     def _written(self, name: str, build: Callable[[], Model]) -> Path:
         """The network's file, which says by its name that it is there already."""
-        path = self.folder / f"timed-{hashlib.sha256(name.encode()).hexdigest()[:16]}.onnx"
+        path = self.folder / f"timed-{hashlib.sha256(name.encode()).hexdigest()[:16]}{self.exporter.suffix}"
         if not path.is_file():
             self.exporter.write_float(build(), path)
         return path
+
+
+@dataclass
+class SharedClock:
+    """A core.run.Clock of all ranks: the first one measures, as two that measure at once disturb each other."""
+
+    ranks: Ranks
+    clock: Clock
+
+    def __call__(self, models: Mapping[str, Callable[[], Model]], /) -> Times:
+        """The first rank's times."""
+        times = self.clock(models) if self.ranks.number == 0 else None
+        seconds, noise = self.ranks.share(times and [dict(times.seconds), times.noise], is_patient=True)
+        return Times(seconds, noise)
 
 
 def _call(session: Session, batch: Batch) -> Callable[[], object]:

@@ -11,19 +11,20 @@ from lighten.core.plan import Plan
 from lighten.evaluate.latency import Timing
 from lighten.search.trials import ORIGINAL, Trial, Trials
 
-_CHOSEN = "compressed"
+CHOSEN = "compressed"
 _LEAST_NOISE = 0.02
 
 
 @dataclass(frozen=True)
 class Speed:
     """A trial and its time beside the original's. slower_parts: kinds of layers that went back to float because int8 was
-    slower.
+    slower. against: the runtime of the original that was timed, where it may be another than the trial's.
     """
 
     trial: Trial
     timing: Timing
     slower_parts: tuple[str, ...] = ()
+    against: str = ""
 
     @property
     def is_faster(self) -> bool:
@@ -38,17 +39,17 @@ class Speed:
     @property
     def ratio(self) -> float:
         """Median time over the original's."""
-        return self.timing.latencies[_CHOSEN].p50_ms / self.timing.latencies[ORIGINAL].p50_ms
+        return self.timing.latencies[CHOSEN].p50_ms / self.timing.latencies[ORIGINAL].p50_ms
 
     @property
     def ratio_interval(self) -> tuple[float, float]:
         """95 % interval of `ratio`."""
-        return self.timing.ratio_interval(_CHOSEN, ORIGINAL)
+        return self.timing.ratio_interval(CHOSEN, ORIGINAL)
 
 
 def time_trial(trials: Trials, trial: Trial, *, rounds: int = 60) -> Speed:
     """The trial's file beside the original, interleaved."""
-    return Speed(trial, trials.time({_CHOSEN: trial.export.path}, rounds=rounds))
+    return Speed(trial, trials.time({CHOSEN: trial.export.path}, rounds=rounds))
 
 
 def make_faster(trials: Trials, graph: Graph, start: Speed, *, holds: Callable[[Trial], bool]) -> Speed:

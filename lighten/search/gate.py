@@ -60,4 +60,5 @@ def pass_gate(trials: Trials, trial: Trial) -> Gate:
 
 def _peak(trials: Trials, path: object) -> int:
     inputs = [[list(value.shape), str(value.dtype).removeprefix("torch.")] for value in trials.timed_on.inputs]
-    return subprocess_peak_bytes([sys.executable, run_once.__file__, str(path), repr(inputs)])
+    # -P: without it the folder of the script, which has an openvino.py of its own, would come before the packages
+    return subprocess_peak_bytes([sys.executable, "-P", run_once.__file__, str(path), repr(inputs)])

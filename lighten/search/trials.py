@@ -3,7 +3,7 @@
 A trial is remembered by its plan, so a resumed run does not repeat it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Trials:
     effects: dict[str, dict[int, Effect]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.original = self.exporter.write_float(self.model, self.folder / "original.onnx")
+        self.original = self.exporter.write_float(self.model, self.folder / f"original{self.exporter.suffix}")
         self.baseline = self.predict(self.original.path, "scoring the original", key="original")
         self.timed_on = representative_batch(self.data, self.target)
 
@@ -70,7 +70,10 @@ class Trials:
             parts = {"values": made.values, "targets": made.targets, "index": made.index}
             return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items() if part is not None}
 
-        kept = {name: part.numpy() for name, part in self.run.memory.remember_tensors(f"predictions-{key}", compute).items()}
+        where = self.target.runtime
+        kept = {
+            name: part.numpy() for name, part in self.run.memory.remember_tensors(f"predictions-{where}-{key}", compute).items()
+        }
         return Predictions(self.data.task, kept["values"], kept.get("targets"), kept["index"])
 
     def attempt(self, plan: Plan, name: str) -> Trial:
@@ -79,11 +82,13 @@ class Trials:
         if key not in self.seen:
             compressed = self.prepared.realize(plan)
             require_zeros(compressed, self.prepared.graph, step="the last step")
-            export = self.exporter.write(compressed, self.folder / f"{key}.onnx")
+            export = self.exporter.write(compressed, self.folder / f"{key}{self.exporter.suffix}")
             predictions = self.predict(export.path, f"scoring {name}", key=key)
             comparison = self.compare(predictions)
             self.seen[key] = Trial(name, plan, compressed, export, predictions, comparison)
-            self.run.ledger.note("try", name=name, drop=comparison.drop, size_bytes=export.size_bytes)
+            self.run.ledger.note(
+                "try", name=name, runtime=self.target.runtime, drop=comparison.drop, size_bytes=export.size_bytes
+            )
         return self.seen[key]
 
     def compare(self, predictions: Predictions) -> Comparison:
@@ -93,8 +98,12 @@ class Trials:
     def time(self, paths: Mapping[str, Path], *, rounds: int = 30) -> Timing:
         """The original and the files in `paths`, interleaved call by call on one representative batch."""
         sessions = {ORIGINAL: self.original.path, **paths}
-        opened = {name: self.exporter.open(path, self.target) for name, path in sessions.items()}
-        return time_interleaved({name: _call(session, self.timed_on) for name, session in opened.items()}, rounds=rounds)
+        return time_interleaved({name: self.call(path) for name, path in sessions.items()}, rounds=rounds)
+
+    def call(self, path: Path) -> Callable[[], object]:
+        """The file in its runtime, called with one representative batch."""
+        session, batch = self.exporter.open(path, self.target), self.timed_on
+        return lambda: session(*batch.inputs)
 
     def _collect(self, session: Runner, what: str) -> Predictions:
         how = Pass(self.data.task, batch_size=self.target.batch, progress=self.run.progress)
@@ -108,7 +117,3 @@ def representative_batch(data: Data, target: Target) -> Batch:
     batches = list(data.test.batches(target.batch, 64 * target.batch))
     full = [batch for batch in batches if len(batch.index) == target.batch] or batches
     return max(full, key=lambda batch: sum(value.numel() for value in batch.inputs))
-
-
-def _call(session: Runner, batch: Batch) -> Any:
-    return lambda: session(*batch.inputs)

@@ -76,3 +76,16 @@ def test_an_untraceable_network_is_refused_with_its_module_and_line() -> None:
     model = Model(nn.Sequential(nn.Identity(), Branch()), (torch.ones(2, 3),), Origin("module", "branch"))
     with pytest.raises(UnfitError, match=r"Module '1' \(Branch\) cannot be traced at .*test_trace\.py:\d+ \(return x if"):
         trace(model)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_normalization_is_folded_into_a_transposed_convolution(groups):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6)
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    module = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups, bias=False), norm).eval()
+    x = torch.randn(2, 4, 5, 5)
+    graph = trace(Model(module, (x,), Origin("module", "up")))
+    assert "batch_norm" not in graph.module.code
+    torch.testing.assert_close(graph.module(x), module(x), rtol=1e-5, atol=1e-5)

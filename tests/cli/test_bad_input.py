@@ -146,7 +146,7 @@ def test_weights_that_cannot_be_used(compress, weights, said):
         ("fil", "fil does not exist. Did you mean file?"),
         ("file", "a plain file is not a model"),
         ("weights.safetensors", "weights.safetensors holds weights only"),
-        ("corrupt.onnx", "ONNX files are not read yet"),
+        ("corrupt.onnx", "corrupt.onnx is not an ONNX file, or is damaged"),
         ("empty", "empty has neither structure.json nor config.json"),
         ("huggingface", "huggingface"),
         ("saved", "saved cannot be read"),
@@ -218,8 +218,11 @@ def test_a_recipe_that_cannot_be_carried_out(compress, recipe, said):
     [
         ("onnxruntme", "Unknown target 'onnxruntme'. Did you mean 'onnxruntime'?"),
         *(
-            (name, f"The target '{name}' is not available in this version. Available: onnxruntime.")
-            for name in ("openvino", "executorch", "litert")
+            (
+                name,
+                f"The target '{name}' is not available in this version. Available: executorch, litert, onnxruntime, openvino.",
+            )
+            for name in ("gguf", "compressed_tensors")
         ),
     ],
 )

@@ -182,7 +182,7 @@ def test_quiet_shows_no_progress_and_its_absence_does(compress, capsys):
         (["inspect", "m", "--jsno"], "unknown option --jsno. Did you mean --json?"),
         (["--verison"], "unknown option --verison. Did you mean --version?"),
         (["compres", "m"], "unknown command compres. Did you mean compress?"),
-        (["x"], "unknown command x. Known: inspect, compress, compare, sensitivity, verify, pack, unpack."),
+        (["x"], "unknown command x. Known: inspect, compress, compare, sensitivity, forecast, targets, verify, pack, unpack."),
         (["inspect", "m", "extra"], "unrecognized arguments: extra."),
         (["compress", "m"], "the following arguments are required: --data, --out."),
         (

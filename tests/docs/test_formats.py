@@ -18,10 +18,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 @pytest.fixture(scope="module")
 def decoder():
-    """The names that the last block of Python defines."""
+    """The names that the longest block of Python defines."""
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     names = {}
-    exec(blocks[-1], names)
+    exec(max(blocks, key=len), names)
     return names
 
 

@@ -361,3 +361,14 @@ def test_the_job_reports_the_zeros_of_the_file_and_that_they_make_nothing_faster
     assert sum(entry["zeros"] for entry in zeros.values()) >= 0.75 * sum(entry["weights"] for entry in zeros.values())
     assert any("smaller to store, not the network faster. Zipped" in note for note in result.report["notes"])
     assert 'id="zeros"' in page(result.report)
+
+
+@pytest.mark.parametrize("knobs", [{"score": "magnitude", "samples": 32}, {"schedule": "cubic", "epochs": 1}])
+def test_zeros_have_no_sign(trained, knobs):
+    """A negative zero is another pattern of bits, which an archive has to keep apart."""
+    result = sparsified(trained, ratio=0.6, **knobs)
+    steps = [Finetune(epochs=1, batch_size=16, lr=0.1, validation=0)]
+    result = rewritten(result, steps, data=stripes(), run=Run(), pins=(), identity={})[0]
+    for name in result.sparse:
+        for weight in (tensor_of(result.module, name), tensor_of(trace(result).module, name)):
+            assert not torch.signbit(weight[weight == 0]).any()

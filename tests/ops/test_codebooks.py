@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lighten.ops import grids
-from lighten.ops.codebooks import Codebook, decode, encode, fit, refine
+from lighten.ops.codebooks import Codebook, cluster, decode, encode, fit, refine
 
 
 def normal(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -134,3 +134,22 @@ def test_stored_bytes_count_the_codebooks() -> None:
 def test_knobs_that_do_not_fit_are_refused(knobs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(normal(8, 64), **knobs)
+
+
+@pytest.mark.parametrize("num_values", [1, 2, 3, 5])
+def test_clusters_of_any_number_have_the_least_error(num_values: int) -> None:
+    value_N = normal(1, 14)[0]
+    value_V = cluster(value_N, num_values)
+    found = (value_N[:, None] - value_V).square().amin(1).double().sum().item()
+    least = least_error(value_N.tolist(), [1.0] * 14, num_values)
+    assert found == pytest.approx(least, rel=1e-5, abs=1e-9)
+
+
+def test_no_more_distinct_numbers_than_clusters_are_kept_as_they_are() -> None:
+    values = torch.tensor([0.3, -1.0, 2.5, 7.0, 7.1])
+    many_N = values[torch.randint(5, (1000,), generator=torch.Generator().manual_seed(0))]
+    assert torch.equal(cluster(many_N, 5), values.sort().values)
+    book = fit(many_N.reshape(10, 100), bits=3)
+    assert torch.equal(decode(encode(many_N.reshape(10, 100), book), book).flatten(), many_N)
+    with pytest.raises(ValueError, match="do not make 2 clusters"):
+        cluster(many_N[:0], 2)

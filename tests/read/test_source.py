@@ -23,7 +23,7 @@ def test_a_missing_path_with_no_neighbour_says_what_a_model_is(tmp_path) -> None
         lighten.load(tmp_path / "nowhere" / "model")
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [("onnx", "ONNX"), ("h5", "Keras"), ("tflite", "LiteRT"), ("gguf", "GGUF")])
+@pytest.mark.parametrize(("suffix", "kind"), [("h5", "Keras"), ("tflite", "LiteRT"), ("gguf", "GGUF")])
 def test_formats_that_are_not_read_yet_say_so(suffix, kind, tmp_path) -> None:
     path = tmp_path / f"model.{suffix}"
     path.write_bytes(b"bytes")

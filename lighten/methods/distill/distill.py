@@ -20,15 +20,15 @@ from lighten.engine import soft_labels
 from lighten.engine.losses import Loss, first_output
 from lighten.engine.schedule import Training
 from lighten.engine.teaching import KINDS, check_suits, check_values, taught
-from lighten.engine.zeros import keep_zeros
 from lighten.methods.distill.augment import CHANGES, augmented, mixing
 from lighten.methods.distill.figures import Figures, figures_on
 from lighten.methods.distill.hints import KINDS as FEATURES
 from lighten.methods.distill.hints import Hints, hinted, with_hints
 from lighten.methods.distill.layers import MATCHES
-from lighten.methods.distill.student import check_makeable, check_student, make_student
+from lighten.methods.distill.on_policy import OnPolicy, on_policy_of, reading, writing
+from lighten.methods.distill.student import check_makeable, check_student, config_digest, make_student
 from lighten.methods.distill.teachers import ORIGINAL, Teacher, ask_once, check_teacher, outside, teacher_of
-from lighten.methods.training import check_patience, check_validation, fit, own_graph, task_loss, training_split
+from lighten.methods.training import check_patience, check_validation, fit_kept, own_graph, task_loss, training_split
 
 Says = Callable[[Batch], Tensor]
 _EXAMPLES = 64  # that two networks are compared on, to match their layers
@@ -45,17 +45,20 @@ class Distill(Training):
     engine.teaching.taught. labels: True uses them, False the teacher alone, None uses them where there are any.
     features: what inside the teacher is learned too (methods.distill.hints.KINDS). beta: its weight, > 0. match: "name",
     "depth", "similarity", or {layer of the student: layer of the teacher}.
-    student: None for the network as it stands, or {width, depth, params, macs}, the fractions of a smaller one made from it.
+    student: None for the network as it stands, {width, depth, params, macs}, the fractions of a smaller one made from it, or
+    {config}, a config.json of Hugging Face or its folder, whose network begins with random weights.
     cache: True computes the teacher's answers once; a path keeps them there. top_k: logits of each that are kept.
     augment: images are shifted, flipped and mixed at random, for both networks alike; or a list of "shift", "flip", "mixup".
+    on_policy: of language models, the share of the windows that the student goes on with itself, or {share, prompt,
+    temperature} (methods.distill.on_policy).
     validation: fraction of the training split, in [0, 0.5], that does not train but says which epoch was best. compare: trains
     the student without a teacher too, for the report.
     """
 
     teacher: Any = ORIGINAL
     loss: str = "kd"
-    temperature: float = 4.0
-    alpha: float = 0.9
+    temperature: float = 2.0
+    alpha: float = 0.5
     labels: bool | None = None
     features: str = "none"
     beta: float = 1.0
@@ -64,6 +67,7 @@ class Distill(Training):
     cache: bool | str = False
     top_k: int = 64
     augment: bool | Sequence[str] = False
+    on_policy: Any = None
     validation: float = 0.1
     compare: bool = False
 
@@ -112,6 +116,8 @@ class Distill(Training):
                 "distill: cache keeps what the teacher says to the examples as they are, and augment changes them.",
                 hint="Leave out one of the two.",
             )
+        if self.writes and self.cache:
+            raise InputError("distill: cache keeps what the teacher says to the data's texts, and on_policy writes others.")
         if self.features == "none":
             return
         if self.cache:
@@ -120,13 +126,18 @@ class Distill(Training):
             raise InputError("distill: features need one teacher whose layers can be seen.", hint="Use features: none.")
 
     @property
+    def writes(self) -> OnPolicy | None:
+        """What the student writes itself."""
+        return on_policy_of(self.on_policy)
+
+    @property
     def changes(self) -> tuple[str, ...]:
         """Of the images."""
         return CHANGES if self.augment is True else tuple(self.augment or ())
 
     def outside(self) -> str:
         """sha256 over the files that the knobs name (engine.rewriting)."""
-        return outside(self.teacher)
+        return outside(self.teacher) + config_digest(self.student)
 
     def check(self, model: Model, *, data: Data) -> None:
         """Tries one batch through teacher and student. Raises InputError or UnfitError where the loss does not suit the task,
@@ -167,7 +178,7 @@ class Distill(Training):
         try:
             with self._hints(module, teacher, batch, seed=run.seed) as hints:
                 losses = self._trained(data, says, batch, hints), self._scored(data, says, batch)
-                done = fit(self, module, split, losses=losses, after_step=keep_zeros(module, model.sparse), run=run)
+                done = fit_kept(self, module, split, losses=losses, model=model, run=run)
         except Stopped as stop:
             raise Stopped(replace(model, module=stop.result.module)) from stop
         facts = {"steps": done.num_steps, "kept_epoch": done.kept, "stopped_early": done.stopped_early, "pairs": _said(hints)}
@@ -181,9 +192,8 @@ class Distill(Training):
         """Trains the student the same way on labels alone, and notes what it reaches. Ctrl-C gives the distilled one."""
         split, own = training_split("distill", data), task_loss(data)
         loss = augmented(mixing(own), self.changes) if self.changes else own
-        after_step = keep_zeros(module, result.sparse)
         try:
-            done = fit(self, module, split, losses=(loss, own), after_step=after_step, run=_inside(run, "alone"))
+            done = fit_kept(self, module, split, losses=(loss, own), model=result, run=_inside(run, "alone"))
         except KeyboardInterrupt as stop:
             raise Stopped(result) from stop
         run.ledger.note("trained alone", kept_epoch=done.kept, scores={**figures.facts, "alone": figures.of(module)})
@@ -197,6 +207,8 @@ class Distill(Training):
         for name in ("labels", "compare"):
             if getattr(self, name) and not self._has_labels(data, batch):
                 raise InputError(f"distill: {name} needs labels, and there are none to be used.", hint="Leave it out.")
+        if self.writes and data.task != "language-model":
+            raise InputError(f"distill: on_policy is for language models, and the task is {data.task}.")
         if self.changes and not (data.task == "image-classification" and batch.inputs[0].dim() == 4):
             raise InputError(f"distill: augment is for images, and the task is {data.task}.", hint="Use augment: false.")
 
@@ -209,8 +221,12 @@ class Distill(Training):
         own = task_loss(data) if self._has_labels(data, batch) else None
         if hints is not None:
             says = partial(first_output, hints.teacher)
-        loss = self._taught(mixing(own) if own is not None and self.changes else own, says, data)
+        if own is not None:
+            own = mixing(own) if self.changes else reading(own) if self.writes else own
+        loss = self._taught(own, says, data)
         loss = loss if hints is None else with_hints(loss, hints, self.beta)
+        if self.writes is not None:
+            return writing(loss, self.writes, freeze_norm=self.freeze_norm)
         return augmented(loss, self.changes) if self.changes else loss
 
     def _taught(self, own: Loss | None, says: Says, data: Data) -> Loss:
@@ -234,6 +250,8 @@ class Distill(Training):
             return teacher.say
         folder = None if run.folder is None else run.folder / soft_labels.FILE
         path = Path(self.cache) if isinstance(self.cache, str | Path) else folder
+        if run.ranks.number and path is not None and not path.is_file():
+            path = None  # the first rank writes it
         return soft_labels.soft_labels(split, teacher.say, path=path, teacher=teacher.digest, top=self._top(data), run=run)
 
     def _top(self, data: Data) -> int:

@@ -169,6 +169,8 @@ class Prune:
         Raises as `check`, InputError for a latency that nothing measures or reaches, and UnfitError where no cut makes the
         target faster.
         """
+        if model.shared:
+            raise UnfitError("prune fits weights anew, which would tear shared values apart.", hint="Put share behind it.")
         _check_data(self, data)
         if self.unit in DEPTH_UNITS:
             return replace(model, module=drop_blocks(self.depth, model, traced(model), data=data, run=run, pins=pins))

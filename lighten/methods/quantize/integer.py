@@ -150,7 +150,7 @@ class Quantize:
         def see() -> dict[str, Tensor]:
             tracked = run.progress.track(batches, what="calibrating", total=len(batches))
             kinds = {site.node: site.kind for site in graph.sites if site.bias and site.kind in CORRECTABLE}
-            watched = sites.widths(graph, everything)
+            watched = {*sites.widths(graph, everything), *sites.float_outputs(graph, everything)}
             observer = Observer(graph.module, watched, means_of=kinds, num_batches=len(batches), seed=run.seed)
             return to_tensors(*observe(observer, tracked, num_means=len(few)))
 
@@ -225,7 +225,12 @@ class Calibrated:
             self._correct(module, plan, but=solved)
         round_biases(module, {site.node: site for site in self.graph.sites if site.kind in CORRECTABLE})
         _make_contiguous(module)
-        return Compressed(module, plan, self.model, errors)
+        return Compressed(module, plan, self.model, errors, self._outputs(plan))
+
+    def _outputs(self, plan: Plan) -> dict[str, tuple[float, int]]:
+        names = [name for name in sites.float_outputs(self.graph, plan) if name in self.seen]
+        grids = {name: self._grid(name, sites.FULL_BITS) for name in names}
+        return {name: (grid.scale, grid.zero) for name, grid in grids.items()}
 
     def _everything(self, activations: int | str, left: tuple[str, ...]) -> Plan:
         specs = {site.name: _preferred(site, activations) for site in self.graph.sites if site.kind not in left}

@@ -56,8 +56,8 @@ class Qat(Training):
     clipping: str = "lsq"
     freeze: float | None = None
     teacher: str | None = ORIGINAL
-    temperature: float = 4.0
-    alpha: float = 0.9
+    temperature: float = 2.0
+    alpha: float = 0.5
     validation: float = 0.1
     rounding: str | None = None
     samples: int = 128

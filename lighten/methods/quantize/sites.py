@@ -30,6 +30,7 @@ WEIGHTS_ONLY = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear", "embedding", "lstm", "gru",
 )  # fmt: skip
 _QUANTIZED_OUTPUT = ("conv1d", "conv2d", "conv3d", "add", "mul", "concat", "average_pool")
+_FLOAT_OUTPUT = ("linear", "matmul")
 _FUSED = (
     aten.relu.default, aten.relu_.default, aten.relu6.default, aten.relu6_.default, aten.hardtanh.default,
     aten.hardtanh_.default, aten.clamp.default,
@@ -125,6 +126,19 @@ def widths(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
         if end is not None:
             needed.setdefault(end.name, set())
     return {name: tuple(sorted(bits, reverse=True)) or (FULL_BITS,) for name, bits in needed.items()}
+
+
+def float_outputs(graph: Graph, plan: Plan) -> list[str]:
+    """Tensors that stay float although integer kernels make them: what linear layers and matrix products give, behind the
+    clipping activation where there is one.
+    """
+    known, found = widths(graph, plan), []
+    for site, node in statics(graph, plan):
+        users = list(node.users)
+        end = users[0] if len(users) == 1 and users[0].target in _FUSED else node
+        if site.kind in _FLOAT_OUTPUT and end.name not in known:
+            found.append(end.name)
+    return found
 
 
 def _is_zero_pad(node: fx.Node) -> bool:

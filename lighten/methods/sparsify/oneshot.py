@@ -62,7 +62,7 @@ def apply(graph: fx.GraphModule, layers: Sequence[Layer], masks: Mapping[str, Te
     """Sets to zero, in place, what the masks leave out."""
     for layer in layers:
         weight = tensor_of(graph, layer.name)
-        weight.data.mul_(layer.weight(masks[layer.name], weight))
+        weight.data.masked_fill_(layer.weight(masks[layer.name], weight) == 0, 0.0)
 
 
 @dataclass

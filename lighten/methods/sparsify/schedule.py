@@ -102,7 +102,7 @@ class Held:
     def put_on(self) -> None:
         """Zeros where the masks say so."""
         for name, weight in self.weights.items():
-            weight.data.mul_(self.masks[name])
+            weight.data.masked_fill_(~self.masks[name], 0.0)
 
     def finish(self) -> None:
         """Averaged weights may have missed the last change."""

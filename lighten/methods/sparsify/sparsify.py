@@ -173,6 +173,8 @@ class Sparsify:
         a one-shot schedule is raised as core.run.Stopped with the network so far once an epoch is done.
         """
         self._check_data(data)
+        if model.shared:
+            raise UnfitError("sparsify would tear shared values apart.", hint="Put share behind it.")
         if model.sparse and self.schedule not in ("one-shot", "cubic", *REWINDING):
             raise UnfitError(f"sparsify: schedule {self.schedule} would move zeros that an earlier step made.")
         graph = own_graph(model)

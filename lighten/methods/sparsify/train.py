@@ -61,7 +61,8 @@ class Work:
         run = self.run
         folder = None if run.folder is None else run.folder / name
         curves = None if run.tensorboard is None else run.tensorboard / name
-        extras = Extras(penalty=schedule.penalty, after_step=after_step, folder=folder, tensorboard=curves)
+        decides = type(schedule) is not Held
+        extras = Extras(None, schedule.penalty, after_step, folder=folder, tensorboard=curves, decides=decides)
         try:
             train(graph, self.split, loss=self.loss, training=self.training, run=run, extras=extras)
         finally:
