@@ -24,6 +24,7 @@ steps:
 - keep: {{}}
 distributed: {{data: 2}}
 """
+GRACE = 20.0  # seconds: what watches over shared memory ends a moment behind its parent
 PATIENCE = 120  # seconds, of a loaded machine
 
 
@@ -44,7 +45,9 @@ def finish(run: "subprocess.Popen[str]") -> tuple[int, str, str]:
     try:
         output, errors = run.communicate(timeout=PATIENCE)
     finally:
-        left = _of_session(run.pid)
+        deadline = time.monotonic() + GRACE
+        while (left := _of_session(run.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
     assert not left
